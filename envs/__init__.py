@@ -1,0 +1,9 @@
+"""Tasks with a verifiable outcome. Importing this package registers the `sppo/...` ids with Gymnasium."""
+
+from sppo.envs.adapters import EpisodeEnv, EpisodeVectorEnv
+from sppo.envs.episodes import Episodes, Snapshot
+from sppo.envs.registry import episodes, register
+
+register()
+
+__all__ = ["EpisodeEnv", "EpisodeVectorEnv", "Episodes", "Snapshot", "episodes"]
