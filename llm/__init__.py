@@ -1,0 +1,1 @@
+"""Language models as policies: engines, samplers and tasks on text."""
