@@ -92,6 +92,10 @@ class Episodes(ABC):
         Rows that ended leave `running`.
         """
 
+    def drop(self, rows: NDArray[np.bool_]) -> None:
+        """Stop stepping some of the m running rows: a mask in `running`'s order. They count as not successful."""
+        self._select(np.flatnonzero(~rows))
+
     def snapshot(self) -> Snapshot:
         """States of the m running rows, in `running`'s order; `restore` goes on from them bit for bit."""
         return {"seed": self._seeds.copy(), "t": self._t.copy(), **self._save()}

@@ -68,3 +68,59 @@ class CellRenderer(Renderer):
         left = 24 * self._position()
         picture[4:20, left + 4 : left + 20] = 20
         return picture
+
+
+class EnvRenderer(Renderer):
+    """Asks a Gymnasium environment for a picture of itself, though it was made without a render mode.
+
+    It is made without because some, LunarLander among them, add decoration to their world when they render.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        """`env`: the environment that is being stepped."""
+        headless()
+        self._env: Any = env.unwrapped
+
+    def draw(self) -> NDArray[np.uint8]:
+        """See `Renderer.draw`."""
+        self._env.render_mode = "rgb_array"
+        try:
+            return np.asarray(self._env.render(), np.uint8)
+        finally:
+            self._env.render_mode = None
+
+
+class SegmentRenderer(Renderer):
+    """Draws a planar robot's bodies from the side, the camera moving along; it needs no graphics driver."""
+
+    _pixels_per_m = 160
+
+    def __init__(self, segments: Callable[[], NDArray[np.float64]]) -> None:
+        """`segments`: (n, 5) x and z of both ends and radius, m; row 0 is the torso."""
+        headless()
+        import pygame
+
+        self._segments = segments
+        self._pygame: Any = pygame
+
+    def draw(self) -> NDArray[np.uint8]:
+        """See `Renderer.draw`."""
+        pygame, scale = self._pygame, self._pixels_per_m
+        surface = pygame.Surface((480, 360))
+        surface.fill((235, 240, 245))
+        segments = self._segments()
+        centre = (segments[0, 0] + segments[0, 2]) / 2
+        ground = 330
+
+        def at(x: float, z: float) -> tuple[int, int]:
+            return round(240 + scale * (x - centre)), round(ground - scale * z)
+
+        pygame.draw.rect(surface, (170, 160, 150), (0, ground, 480, 30))
+        for metre in range(int(np.floor(centre - 2)), int(np.ceil(centre + 2)) + 1):
+            mark = (200, 60, 60) if metre == 1 else (110, 100, 95)
+            pygame.draw.line(surface, mark, at(metre, 0), at(metre, -0.15), 3)
+        for x1, z1, x2, z2, radius in segments:
+            pygame.draw.line(surface, (60, 90, 150), at(x1, z1), at(x2, z2), max(2, round(2 * scale * radius)))
+            for end in (at(x1, z1), at(x2, z2)):
+                pygame.draw.circle(surface, (60, 90, 150), end, round(scale * radius))
+        return np.ascontiguousarray(pygame.surfarray.array3d(surface).swapaxes(0, 1), np.uint8)

@@ -1,0 +1,327 @@
+"""Stage 1: train an expert on a task's dense reward and record episodes in which it succeeds on the binary outcome."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from tqdm.auto import tqdm
+
+from sppo.envs import Episodes, episodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig:
+    """How an expert is trained (names as in stable-baselines3's PPO) and what is recorded of it."""
+
+    env_id: str
+    """The task whose binary outcome is the aim."""
+    dense_id: str
+    """What PPO is trained on: same observations and actions, a reward at every step."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Options of both environments."""
+    total_timesteps: int = 2_000_000
+    """Most steps to train for; training stops as soon as `target_success` is reached."""
+    num_envs: int = 16
+    n_steps: int = 512
+    batch_size: int = 512
+    n_epochs: int = 10
+    learning_rate: float = 3e-4
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    ent_coef: float = 0.0
+    log_std_init: float = 0.0
+    net_arch: tuple[int, ...] = (64, 64)
+    normalize_reward: bool = True
+    target_success: float = 0.95
+    """Success rate with sampled actions that ends training."""
+    eval_every: int = 50_000
+    """Steps between two looks at the success rate."""
+    eval_episodes: int = 64
+    num_episodes: int = 400
+    """Successful episodes to record."""
+    min_success: float = 0.1
+    """Recording is refused below this success rate: the expert has not learned the task."""
+    seed: int = 0
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sppo/PrecisionCartPole-v0": {"gamma": 0.98, "num_envs": 32, "n_steps": 256, "total_timesteps": 4_000_000},
+    "sppo/MountainCar-v0": {"gamma": 0.99, "gae_lambda": 0.98, "n_steps": 1000, "batch_size": 1000, "num_episodes": 400},
+    "sppo/Pendulum-v0": {"gamma": 0.97, "learning_rate": 1e-3, "n_steps": 500, "batch_size": 500},
+    "sppo/LunarLander-v0": {
+        "gamma": 0.999,
+        "gae_lambda": 0.98,
+        "n_steps": 1024,
+        "batch_size": 1024,
+        "n_epochs": 6,
+        "ent_coef": 0.01,
+        "eval_every": 200_000,
+        "total_timesteps": 4_000_000,
+    },
+    "sppo/Hopper-v0": {
+        "gamma": 0.99,
+        "n_steps": 512,
+        "batch_size": 256,
+        "log_std_init": -1.0,
+        "num_episodes": 200,
+        "eval_every": 200_000,
+        "eval_episodes": 32,
+        "total_timesteps": 6_000_000,
+    },
+}
+"""What differs from the defaults, by task."""
+
+
+def expert_config(env_id: str, **overrides: Any) -> ExpertConfig:
+    """The settings for an id: its entry in `SETTINGS`, then `overrides`; the dense id is its `-dense` variant if any."""
+    name, _, number = env_id.rpartition("-v")
+    dense = f"{name}-dense-v{number}"
+    settings = {"dense_id": dense if dense in gym.registry else env_id, **SETTINGS.get(env_id, {}), **overrides}
+    known = [f.name for f in dataclasses.fields(ExpertConfig)]
+    if unknown := settings.keys() - set(known):
+        raise ValueError(f"ExpertConfig has no field {sorted(unknown)[0]!r}; it has {', '.join(known)}")
+    return ExpertConfig(env_id=env_id, **settings)
+
+
+def train_expert(
+    env_id: str, out_dir: str | Path, *, config: ExpertConfig | None = None, progress_bar: bool = True
+) -> dict[str, Any]:
+    """Train an expert and record its successes.
+
+    Writes `episodes.safetensors`: `observations` (S, D) float32 and `actions` (S,) int64 or (S, A) float32, the steps
+    of all episodes end to end, `lengths` (N,) int64 with S = sum(lengths), `seeds` (N,) int64, the episodes' seeds;
+    and `expert.json`: settings, versions, success rate, steps and seconds.
+
+    Args:
+        env_id: a registered id; ignored settings apart, `config` must be for the same id.
+        out_dir: a folder, made if need be.
+        config: default `expert_config(env_id)`.
+        progress_bar: show one on stderr.
+
+    Returns:
+        What `expert.json` holds.
+
+    Raises:
+        ValueError: the expert does not reach `min_success`.
+    """
+    config = config or expert_config(env_id)
+    if config.env_id != env_id:
+        raise ValueError(f"config is for {config.env_id!r}, not for {env_id!r}")
+    task = episodes(env_id, **config.env_kwargs)
+    started = time.perf_counter()
+    policy, steps = _train(config, task, progress_bar)
+    seconds_training = time.perf_counter() - started
+    arrays, successes, tried = _record(config, task, policy, progress_bar)
+    report = {
+        "config": dataclasses.asdict(config),
+        "success_rate": successes / tried,
+        "success_rate_episodes": tried,
+        "episodes": len(arrays["lengths"]),
+        "mean_length": float(arrays["lengths"].mean()),
+        "env_steps": steps,
+        "seconds_training": round(seconds_training, 1),
+        "seconds": round(time.perf_counter() - started, 1),
+        "versions": {
+            "python": platform.python_version(),
+            **{p: version(p) for p in ("gymnasium", "numpy", "stable-baselines3", "torch")},
+        },
+    }
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "episodes.safetensors", lambda path: save_file(arrays, path))
+    _write(out / "expert.json", lambda path: Path(path).write_text(json.dumps(report, indent=2) + "\n"))
+    return report
+
+
+Act = Callable[[NDArray[np.float32]], NDArray[Any]]
+
+
+def _train(config: ExpertConfig, task: Episodes, progress_bar: bool) -> tuple[Act, int]:
+    """The expert's sampled policy on raw observations, and the steps it was trained for."""
+    dense = episodes(config.dense_id, **config.env_kwargs)
+    if dense.single_observation_space != task.single_observation_space:
+        raise ValueError(f"{config.dense_id} and {config.env_id} must have the same observations")
+    env = VecNormalize(
+        EpisodeVecEnv(dense, config.num_envs, config.seed), norm_reward=config.normalize_reward, gamma=config.gamma
+    )
+    model = PPO(
+        "MlpPolicy",
+        env,
+        n_steps=config.n_steps,
+        batch_size=config.batch_size,
+        n_epochs=config.n_epochs,
+        learning_rate=config.learning_rate,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+        ent_coef=config.ent_coef,
+        policy_kwargs={"net_arch": list(config.net_arch), "log_std_init": config.log_std_init},
+        seed=config.seed,
+        device="cpu",
+    )
+
+    def act(obs: NDArray[np.float32]) -> NDArray[Any]:
+        return model.predict(env.normalize_obs(obs), deterministic=False)[0]
+
+    callback = _StopOnSuccess(config, task, act, progress_bar)
+    model.learn(config.total_timesteps, callback=callback)
+    callback.bar.close()
+    return act, int(model.num_timesteps)
+
+
+class _StopOnSuccess(BaseCallback):
+    """Looks at the success rate between two rollouts, and ends training once it is high enough."""
+
+    def __init__(self, config: ExpertConfig, task: Episodes, act: Act, progress_bar: bool) -> None:
+        super().__init__()
+        self.config, self.task, self.act = config, task, act
+        self.next_look = config.eval_every
+        self.bar = tqdm(total=config.total_timesteps, unit="step", desc=config.env_id, disable=not progress_bar)
+        self.reached = False
+
+    def _on_step(self) -> bool:
+        return not self.reached
+
+    def _on_rollout_end(self) -> None:
+        self.bar.update(self.num_timesteps - self.bar.n)
+        if self.num_timesteps < self.next_look:
+            return
+        self.next_look = self.num_timesteps + self.config.eval_every
+        seeds = np.arange(self.config.eval_episodes) + 1_000_000 * (1 + self.config.seed)
+        won = play(self.task, seeds, self.act)[3].mean()
+        self.bar.set_postfix(success=f"{won:.2f}")
+        self.reached = bool(won >= self.config.target_success)
+
+
+def _record(
+    config: ExpertConfig, task: Episodes, act: Act, progress_bar: bool
+) -> tuple[dict[str, NDArray[Any]], int, int]:
+    """Arrays of `num_episodes` successes, and how many succeeded of how many played."""
+    kept: dict[str, list[NDArray[Any]]] = {"observations": [], "actions": [], "lengths": [], "seeds": []}
+    successes = tried = recorded = 0
+    with tqdm(total=config.num_episodes, unit="episode", desc="recording", disable=not progress_bar) as bar:
+        while recorded < config.num_episodes:
+            seeds = np.arange(64) + 10_000_000 * (1 + config.seed) + tried
+            observations, actions, lengths, won = play(task, seeds, act)
+            successes, tried = successes + int(won.sum()), tried + len(seeds)
+            if tried >= 256 and successes < config.min_success * tried:
+                raise ValueError(
+                    f"the expert of {config.env_id} succeeds in {successes} of {tried} episodes, fewer than "
+                    f"min_success={config.min_success}: train it for longer or shape the reward of {config.dense_id}"
+                )
+            for row in np.flatnonzero(won)[: config.num_episodes - recorded]:
+                kept["observations"].append(observations[row, : lengths[row]])
+                kept["actions"].append(actions[row, : lengths[row]])
+                kept["lengths"].append(lengths[row : row + 1])
+                kept["seeds"].append(seeds[row : row + 1])
+            recorded = len(kept["lengths"])
+            bar.update(recorded - bar.n)
+    return {name: np.ascontiguousarray(np.concatenate(parts)) for name, parts in kept.items()}, successes, tried
+
+
+def play(
+    task: Episodes, seeds: NDArray[np.int64], act: Act
+) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
+    """One episode per seed: observations (n, T, D) and actions (n, T) or (n, T, A) padded, lengths, success (n,)."""
+    obs = task.begin(seeds)
+    steps = []
+    while len(task.running):
+        rows = task.running
+        actions = act(obs)
+        steps.append((rows, obs, actions))
+        obs, _, terminated, truncated = task.step(actions)
+        obs = obs[~(terminated | truncated)]
+    n, length = len(seeds), len(steps)
+    observations = np.zeros((n, length, obs.shape[1]), np.float32)
+    actions_taken = np.zeros((n, length, *steps[0][2].shape[1:]), steps[0][2].dtype)
+    lengths = np.zeros(n, np.int64)
+    for t, (rows, seen, done) in enumerate(steps):
+        observations[rows, t], actions_taken[rows, t] = seen, done
+        lengths[rows] = t + 1
+    return observations, actions_taken, lengths, task.success.copy()
+
+
+class EpisodeVecEnv(VecEnv):
+    """stable-baselines3's view of `Episodes`: a row that ends starts anew within the same step."""
+
+    def __init__(self, batch: Episodes, num_envs: int, seed: int) -> None:
+        super().__init__(num_envs, batch.single_observation_space, batch.single_action_space)
+        self.batch = batch
+        self._generator = np.random.default_rng(seed)
+        self._actions: NDArray[Any] = np.zeros(0)
+        self._returns = np.zeros(num_envs)
+
+    def _draw(self, n: int) -> NDArray[np.int64]:
+        return self._generator.integers(2**63 - 1, size=n)
+
+    def reset(self) -> NDArray[np.float32]:
+        """Start an episode in every row."""
+        self._returns[:] = 0
+        return self.batch.begin(self._draw(self.num_envs))
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Take the actions of the step to come."""
+        self._actions = actions
+
+    def step_wait(self) -> Any:
+        """Make the step."""
+        times = self.batch.time + 1
+        obs, rewards, terminated, truncated = self.batch.step(self._actions)
+        self._returns += rewards
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        over = terminated | truncated
+        ended = np.flatnonzero(over)
+        if len(ended):
+            for row in ended:
+                infos[row] = {
+                    "terminal_observation": obs[row].copy(),
+                    "TimeLimit.truncated": bool(truncated[row] and not terminated[row]),
+                    "episode": {"r": self._returns[row], "l": int(times[row])},
+                    "is_success": bool(self.batch.success[row]),
+                }
+            self._returns[ended] = 0
+            obs[ended] = self.batch.restart(ended, self._draw(len(ended)))
+        return obs, rewards.astype(np.float32), over, infos
+
+    def close(self) -> None:
+        """Release the simulators."""
+        self.batch.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """One value for all rows: there is one batch."""
+        return [getattr(self, attr_name, None)] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Not supported."""
+        raise NotImplementedError
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Not supported."""
+        raise NotImplementedError
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """No row is wrapped."""
+        return [False] * self.num_envs
+
+
+def _write(path: Path, save: Callable[[str], Any]) -> None:
+    """Write to a neighbouring name, then rename, so that the file is there whole or not at all."""
+    partial = f"{path}.partial"
+    save(partial)
+    os.replace(partial, path)
