@@ -1,0 +1,300 @@
+"""Statistics over seeds and tasks: pure functions on arrays, every random draw from a generator handed in.
+
+Scores are (S, K) or (S,): S seeds (runs of one configuration), K tasks; one task may drop its axis. Values may be
+infinite (a threshold that was never reached), never NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+# Reduces the last two axes, seeds and tasks: (..., S, K) -> (...)
+Statistic = Callable[[Floats], Floats]
+
+RESAMPLES = 5000
+
+
+class Interval(NamedTuple):
+    """A point estimate and the ends of its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def _checked(name: str, values: ArrayLike, dims: tuple[int, ...], finite: bool = False) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim not in dims:
+        raise ValueError(f"{name} must have {' or '.join(map(str, dims))} dimensions, got shape {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name} must hold at least one value, got shape {array.shape}")
+    bad = ~np.isfinite(array) if finite else np.isnan(array)
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"{name} must be {'finite' if finite else 'free of NaN'}, got {array[where]} at index {where}")
+    return array
+
+
+def _scores(name: str, values: ArrayLike, finite: bool = False) -> Floats:
+    array = _checked(name, values, (1, 2), finite)
+    return array[:, None] if array.ndim == 1 else array  # (S, K)
+
+
+def _draws(scores: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+    """Seeds drawn with replacement inside every task apart: (S, K) -> (resamples, S, K)."""
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    rows = rng.integers(len(scores), size=(resamples, *scores.shape))
+    return np.take_along_axis(scores[None], rows, axis=1)
+
+
+def _ends(replicates: Floats, level: float) -> tuple[Floats, Floats]:
+    """The two quantiles of the replicates along axis 0. Taken without interpolation, which has no answer at inf."""
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(replicates, [tail, 1.0 - tail], axis=0, method="inverted_cdf")
+    return low, high
+
+
+def _interval(estimate: Floats, replicates: Floats, level: float) -> Interval:
+    low, high = _ends(replicates, level)
+    return Interval(float(estimate), float(low), float(high))
+
+
+def _trimmed_mean(values: Floats, axis: int) -> Floats:
+    n = values.shape[axis]
+    cut = n // 4
+    middle = np.sort(values, axis=axis).take(np.arange(cut, n - cut), axis=axis)
+    return np.asarray(middle.mean(axis=axis))
+
+
+def interquartile_mean(scores: ArrayLike) -> float:
+    """Mean of the middle half of all scores: as robust as a median, with less variance.
+
+    IQM = mean(z_(c+1), ..., z_(n-c)), z sorted over seeds and tasks, n = S K, c = floor(n / 4)
+
+    Source: Agarwal et al. 2021, arXiv 2108.13264.
+    Args:
+        scores: (S, K) or (S,).
+    Raises:
+        ValueError: no scores, or NaN among them.
+    """
+    return float(iqm_statistic(_scores("scores", scores)))
+
+
+def iqm_statistic(samples: Floats) -> Floats:
+    """`interquartile_mean` over the last two axes, (..., S, K) -> (...), for `bootstrap_interval`."""
+    return _trimmed_mean(samples.reshape(*samples.shape[:-2], -1), axis=-1)
+
+
+def mean_statistic(samples: Floats) -> Floats:
+    """The mean over the last two axes, (..., S, K) -> (...), for `bootstrap_interval`."""
+    return np.asarray(samples.mean(axis=(-2, -1)))
+
+
+def bootstrap_interval(
+    scores: ArrayLike,
+    rng: np.random.Generator | int,
+    *,
+    statistic: Statistic = iqm_statistic,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Stratified percentile-bootstrap interval of a statistic of scores; the strata are the tasks.
+
+    [q_a(f(z*)), q_(1-a)(f(z*))], a = (1 - level) / 2, z*[:, k] = S draws with replacement from z[:, k]
+
+    Intervals from few seeds are too narrow: for normal scores the IQM's nominal 95% covers 75% at S = 3, 90% at
+    S = 5, 93% at S = 10.
+
+    Source: Agarwal et al. 2021, arXiv 2108.13264.
+    Args:
+        scores: (S, K) or (S,).
+        rng: generator, or the seed of one.
+        statistic: maps (..., S, K) to (...); the default is the interquartile mean.
+        level: coverage asked for, in (0, 1).
+        resamples: bootstrap replicates.
+    Raises:
+        ValueError: no scores, NaN among them, a level outside (0, 1), no resamples.
+    """
+    z = _scores("scores", scores)
+    replicates = statistic(_draws(z, resamples, np.random.default_rng(rng)))
+    return _interval(statistic(z), replicates, level)
+
+
+def probability_of_improvement(
+    x: ArrayLike,
+    y: ArrayLike,
+    rng: np.random.Generator | int,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """How likely a run of X scores above a run of Y on a task drawn at random, ties counting half.
+
+    P(X > Y) = 1/K sum_k 1/(S_x S_y) sum_ij [x_ik > y_jk] + [x_ik = y_jk] / 2
+
+    Source: Agarwal et al. 2021, arXiv 2108.13264.
+    Args:
+        x: (S_x, K) or (S_x,).
+        y: (S_y, K) or (S_y,); the same tasks, the number of seeds may differ.
+        rng: generator, or the seed of one; X and Y are resampled apart, within tasks.
+        level: coverage asked for, in (0, 1).
+        resamples: bootstrap replicates.
+    Raises:
+        ValueError: no scores, NaN among them, tasks that differ in number, a bad level or number of resamples.
+    """
+    xs, ys = _scores("x", x), _scores("y", y)
+    if xs.shape[1] != ys.shape[1]:
+        raise ValueError(f"x and y must have the same tasks, got {xs.shape[1]} and {ys.shape[1]}")
+    generator = np.random.default_rng(rng)
+
+    def wins(a: Floats, b: Floats) -> Floats:
+        left, right = a[..., :, None, :], b[..., None, :, :]
+        return np.asarray(((left > right) + 0.5 * (left == right)).mean(axis=(-3, -2, -1)))
+
+    replicates = wins(_draws(xs, resamples, generator), _draws(ys, resamples, generator))
+    return _interval(wins(xs, ys), replicates, level)
+
+
+def paired_difference(
+    x: ArrayLike,
+    y: ArrayLike,
+    rng: np.random.Generator | int,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Mean of X - Y over runs that share a seed (same start policy, same held-out states).
+
+    D = 1/(S K) sum_sk x_sk - y_sk; the pairs are resampled within tasks
+
+    Source: Agarwal et al. 2021, arXiv 2108.13264, for the stratified bootstrap.
+    Args:
+        x: (S, K) or (S,), finite.
+        y: the same shape, row s from the same seed as row s of x.
+        rng: generator, or the seed of one.
+        level: coverage asked for, in (0, 1).
+        resamples: bootstrap replicates.
+    Raises:
+        ValueError: no scores, values that are not finite, shapes that differ, a bad level or number of resamples.
+    """
+    xs, ys = _scores("x", x, finite=True), _scores("y", y, finite=True)
+    if xs.shape != ys.shape:
+        raise ValueError(f"x and y must have the same shape to be paired, got {xs.shape} and {ys.shape}")
+    return bootstrap_interval(xs - ys, rng, statistic=mean_statistic, level=level, resamples=resamples)
+
+
+def difference(
+    x: ArrayLike,
+    y: ArrayLike,
+    rng: np.random.Generator | int,
+    *,
+    statistic: Statistic = iqm_statistic,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """A statistic of X minus the same of Y, for runs that are not paired.
+
+    D = f(x) - f(y); x and y are resampled apart, within tasks
+
+    Source: Agarwal et al. 2021, arXiv 2108.13264, for the stratified bootstrap.
+    Args:
+        x: (S_x, K) or (S_x,), finite.
+        y: (S_y, K) or (S_y,), finite.
+        rng: generator, or the seed of one.
+        statistic: maps (..., S, K) to (...); the default is the interquartile mean.
+        level: coverage asked for, in (0, 1).
+        resamples: bootstrap replicates.
+    Raises:
+        ValueError: no scores, values that are not finite, a bad level or number of resamples.
+    """
+    xs, ys = _scores("x", x, finite=True), _scores("y", y, finite=True)
+    generator = np.random.default_rng(rng)
+    replicates = statistic(_draws(xs, resamples, generator)) - statistic(_draws(ys, resamples, generator))
+    return _interval(np.asarray(statistic(xs) - statistic(ys)), replicates, level)
+
+
+def curve_band(
+    curves: ArrayLike, rng: np.random.Generator | int, *, level: float = 0.95, resamples: int = 1000
+) -> tuple[Floats, Floats, Floats]:
+    """Interquartile mean over seeds at every point of a learning curve, with its pointwise bootstrap interval.
+
+    m_t = IQM_s(y_st); a replicate draws whole curves, so points keep the seeds they share
+
+    Source: Agarwal et al. 2021, arXiv 2108.13264.
+    Args:
+        curves: (S, N), one row per seed on common x values.
+        rng: generator, or the seed of one.
+        level: coverage asked for at each point, in (0, 1).
+        resamples: bootstrap replicates.
+    Returns:
+        (N,) estimate, (N,) lower end, (N,) upper end.
+    Raises:
+        ValueError: no curves, NaN among them, a bad level or number of resamples.
+    """
+    y = _checked("curves", curves, (2,))
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    rows = np.random.default_rng(rng).integers(len(y), size=(resamples, len(y)))
+    low, high = _ends(_trimmed_mean(y[rows], axis=1), level)
+    return _trimmed_mean(y, axis=0), low, high
+
+
+def _curve(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
+    xs, ys = _checked("x", x, (1,), finite=True), _checked("y", y, (1,), finite=True)
+    if xs.shape != ys.shape:
+        raise ValueError(f"x and y must have the same length, got {len(xs)} and {len(ys)}")
+    if (np.diff(xs) <= 0).any():
+        at = int(np.argmax(np.diff(xs) <= 0)) + 1
+        raise ValueError(f"x must increase strictly, got {xs[at - 1]:g} then {xs[at]:g} at index {at}")
+    return xs, ys
+
+
+def area_under_curve(x: ArrayLike, y: ArrayLike, budget: float) -> float:
+    """Mean height of a learning curve over its budget.
+
+    AUC = 1/budget integral_0^budget y(x) dx, y linear between the points and level outside them
+
+    A run that stopped early counts with its last value to the end of the budget.
+
+    Source: the area that Agarwal et al. 2021, arXiv 2108.13264, call sample efficiency; the trapezoid rule.
+    Args:
+        x: (N,) strictly increasing, in the units of the budget.
+        y: (N,).
+        budget: where the area ends, above 0.
+    Raises:
+        ValueError: empty or unequal arrays, values that are not finite, x not increasing, budget not above 0.
+    """
+    xs, ys = _curve(x, y)
+    if not (np.isfinite(budget) and budget > 0):
+        raise ValueError(f"budget must be finite and above 0, got {budget}")
+    inside = (xs > 0) & (xs < budget)
+    grid = np.concatenate(([0.0], xs[inside], [budget]))
+    return float(np.trapezoid(np.interp(grid, xs, ys), grid) / budget)
+
+
+def first_crossing(x: ArrayLike, y: ArrayLike, threshold: float) -> float:
+    """The first recorded x at which a learning curve has reached a threshold; inf when it never does.
+
+    min {x_i : y_i >= threshold}, min {} = inf; no interpolation between records
+
+    Source: definition.
+    Args:
+        x: (N,) strictly increasing.
+        y: (N,).
+        threshold: in the units of y.
+    Raises:
+        ValueError: empty or unequal arrays, values that are not finite, x not increasing, threshold NaN.
+    """
+    xs, ys = _curve(x, y)
+    if np.isnan(threshold):
+        raise ValueError("threshold must be a number, got nan")
+    reached = ys >= threshold
+    return float(xs[np.argmax(reached)]) if reached.any() else float("inf")
