@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,7 +20,7 @@ def draw_seed(generator: np.random.Generator) -> int:
     return int(generator.integers(2**63 - 1))
 
 
-class EpisodeEnv(gym.Env[NDArray[np.float32], Any]):
+class EpisodeEnv(gym.Env[Any, Any]):
     """One episode at a time of a task.
 
     `reset(options={"episode_seed": s})` starts the very episode that row `s` of a batch would be; otherwise its seed
@@ -28,7 +28,7 @@ class EpisodeEnv(gym.Env[NDArray[np.float32], Any]):
     whether it succeeded.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 - Gymnasium's own
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}
 
     def __init__(self, episodes: Episodes, render_mode: str | None = None) -> None:
         """Take over a batch of `episodes`, of which one row is used."""
@@ -68,9 +68,10 @@ class EpisodeEnv(gym.Env[NDArray[np.float32], Any]):
 
     def restore(self, snapshot: Snapshot) -> NDArray[np.float32]:
         """Go on from a state taken by `snapshot`, here or in a row of a batch; its observation."""
-        return self.episodes.restore(snapshot)[0]
+        obs: NDArray[np.float32] = self.episodes.restore(snapshot)[0]
+        return obs
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """A picture (height, width, 3) of the state, also of the last one of an episode."""
         if self.render_mode is None:
             gym.logger.warn("render() needs render_mode='rgb_array' at gym.make")
@@ -90,7 +91,7 @@ class EpisodeEnv(gym.Env[NDArray[np.float32], Any]):
 class EpisodeVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], Any, NDArray[Any]]):
     """`num_envs` episodes with Gymnasium's standard next-step reset: the step after an end starts a new episode."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(self, episodes: Episodes, num_envs: int) -> None:
         """Take over a batch of `episodes` and use `num_envs` rows of it."""
@@ -129,13 +130,13 @@ class EpisodeVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], Any, NDArray[An
         if len(running) == self.num_envs:
             obs, rewards, terminated, truncated = self.episodes.step(actions)
         else:
-            shape = (self.num_envs, *self.single_observation_space.shape)
-            obs, rewards = np.empty(shape, np.float32), np.zeros(self.num_envs)
+            obs = np.empty(self.observation_space.shape or (), np.float32)
+            rewards = np.zeros(self.num_envs)
             terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
             if len(running):
-                obs[running], rewards[running], terminated[running], truncated[running] = self.episodes.step(
-                    actions[running]
-                )
+                result = self.episodes.step(actions[running])
+                for full, part in zip((obs, rewards, terminated, truncated), result, strict=True):
+                    full[running] = part
             ended = np.flatnonzero(self._over)
             obs[ended] = self.episodes.restart(ended, self._draw(ended))
         self._over = terminated | truncated

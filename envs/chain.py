@@ -63,7 +63,7 @@ class SparseChain(ArrayEpisodes):
     @property
     def position(self) -> NDArray[np.int64]:
         """(m,) positions of the running rows."""
-        return self._state[0].astype(np.int64)
+        return np.asarray(self._state[0], np.int64)
 
     def make_renderer(self) -> Renderer:
         """See `Episodes.make_renderer`."""
@@ -81,7 +81,7 @@ class SparseChain(ArrayEpisodes):
         self._state[0] += moves
 
     def _judge(self) -> NDArray[np.bool_]:
-        return self._state[0] >= self.goal
+        return np.asarray(self._state[0] >= self.goal, np.bool_)
 
     def _shaped(self) -> NDArray[np.float64]:
         return self._last_moves / self.goal

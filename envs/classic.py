@@ -74,14 +74,14 @@ class CartPole(ArrayEpisodes):
 
     def _failed(self) -> NDArray[np.bool_] | None:
         over = np.abs(self._state[0::2]) > self._limits
-        return over.any(axis=0) if over.any() else None
+        return np.logical_or.reduce(over, axis=0) if over.any() else None
 
     def _judge(self) -> NDArray[np.bool_]:
-        return np.abs(self._state[2]) <= math.radians(self.tolerance)
+        return np.asarray(np.abs(self._state[2]) <= math.radians(self.tolerance), np.bool_)
 
     def _shaped(self) -> NDArray[np.float64]:
         degrees = np.degrees(np.abs(self._state[2]))
-        return 0.2 + 0.8 * np.exp(-degrees) - 0.05 * np.abs(self._state[0])
+        return np.asarray(0.2 + 0.8 * np.exp(-degrees) - 0.05 * np.abs(self._state[0]), np.float64)
 
     def _write_observation(self, out: NDArray[np.float32]) -> None:
         out[:] = self._state.T
@@ -162,10 +162,10 @@ class MountainCar(ArrayEpisodes):
         return reached if reached.any() else None
 
     def _judge(self) -> NDArray[np.bool_]:
-        return self._state[0] >= self.goal_position
+        return np.asarray(self._state[0] >= self.goal_position, np.bool_)
 
     def _shaped(self) -> NDArray[np.float64]:
-        return 20 * np.abs(self._state[1]) - 1
+        return np.asarray(20 * np.abs(self._state[1]) - 1, np.float64)
 
     def _write_observation(self, out: NDArray[np.float32]) -> None:
         out[:] = self._state.T
@@ -238,12 +238,13 @@ class Pendulum(ArrayEpisodes):
         swing(self._state, torque, self.gravity)
 
     def _judge(self) -> NDArray[np.bool_]:
-        return np.cos(self._state[0]) > self.min_cos
+        return np.asarray(np.cos(self._state[0]) > self.min_cos, np.bool_)
 
     def _shaped(self) -> NDArray[np.float64]:
         angle, speed = self._state
         upright = np.cos(angle)
-        return 0.5 * (1 + upright) + (upright > self.min_cos) - 0.01 * speed**2 - 0.001 * self._last_torque**2
+        effort = 0.01 * speed**2 + 0.001 * self._last_torque**2
+        return np.asarray(0.5 * (1 + upright) + (upright > self.min_cos) - effort, np.float64)
 
     def _write_observation(self, out: NDArray[np.float32]) -> None:
         angle, speed = self._state

@@ -249,6 +249,7 @@ class ArrayEpisodes(OutcomeEpisodes):
 
     _saved = ("state",)
     _variables: int
+    _state: NDArray[np.float64]
 
     @abstractmethod
     def _start(self, seeds: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -53,7 +53,7 @@ class Hopper(OutcomeEpisodes):
         Args:
             horizon: steps of 0.008 s.
             min_x: position along the track to be exceeded at the end, m; episodes start at 0.
-            start_spread: start positions and speeds are uniform in +-start_spread around upright and still (m, rad, /s).
+            start_spread: start positions and speeds are uniform in +-start_spread around upright rest, m, rad, /s.
             min_height: the robot has fallen when its torso is lower, m.
             max_angle: the robot has fallen when its torso leans further, rad.
             gravity: m/s^2.
@@ -78,7 +78,7 @@ class Hopper(OutcomeEpisodes):
 
     def make_renderer(self) -> Renderer:
         """See `Episodes.make_renderer`."""
-        return SegmentRenderer(self._segments)
+        return SegmentRenderer(self._segments, self.min_x)
 
     def _segments(self) -> NDArray[np.float64]:
         """(geoms, 5) x and z of both ends and radius of each body of row 0, m, seen from the side."""

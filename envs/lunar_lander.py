@@ -77,8 +77,8 @@ class LunarLander(GymEpisodes):
         return bool(not crashed and still and (obs[6:8] > 0.5).all() and abs(obs[0]) < self.max_offset)
 
 
-class SeededLander(base.LunarLander):  # type: ignore[misc]
-    """Gymnasium's lander whose engine noise at a step depends on the reset's seed and the step, not on what came before.
+class SeededLander(base.LunarLander):
+    """Gymnasium's lander with the engine noise of a step a function of the reset's seed and the step alone.
 
     So siblings, and continuations from the same seed, meet the same noise whatever they do.
     """

@@ -27,4 +27,4 @@ def uniform(seeds: ArrayLike, k: int, step: ArrayLike = 0) -> NDArray[np.float64
     at = np.atleast_1d(np.asarray(step, np.int64)).view(np.uint64)
     key = _mix(_mix(seed + _GOLDEN) + at * _STEP)
     z = _mix(key[:, None] + np.arange(1, k + 1, dtype=np.uint64) * _GOLDEN)
-    return (z >> np.uint64(11)) * 2.0**-53
+    return np.asarray((z >> np.uint64(11)) * 2.0**-53, np.float64)

@@ -95,12 +95,13 @@ class SegmentRenderer(Renderer):
 
     _pixels_per_m = 160
 
-    def __init__(self, segments: Callable[[], NDArray[np.float64]]) -> None:
-        """`segments`: (n, 5) x and z of both ends and radius, m; row 0 is the torso."""
+    def __init__(self, segments: Callable[[], NDArray[np.float64]], goal: float) -> None:
+        """`segments`: (n, 5) x and z of both ends and radius, m, the torso first; `goal`: x to be marked red."""
         headless()
         import pygame
 
         self._segments = segments
+        self._goal = goal
         self._pygame: Any = pygame
 
     def draw(self) -> NDArray[np.uint8]:
@@ -117,8 +118,8 @@ class SegmentRenderer(Renderer):
 
         pygame.draw.rect(surface, (170, 160, 150), (0, ground, 480, 30))
         for metre in range(int(np.floor(centre - 2)), int(np.ceil(centre + 2)) + 1):
-            mark = (200, 60, 60) if metre == 1 else (110, 100, 95)
-            pygame.draw.line(surface, mark, at(metre, 0), at(metre, -0.15), 3)
+            pygame.draw.line(surface, (110, 100, 95), at(metre, 0), at(metre, -0.1), 3)
+        pygame.draw.line(surface, (200, 60, 60), at(self._goal, 0), at(self._goal, -0.2), 5)
         for x1, z1, x2, z2, radius in segments:
             pygame.draw.line(surface, (60, 90, 150), at(x1, z1), at(x2, z2), max(2, round(2 * scale * radius)))
             for end in (at(x1, z1), at(x2, z2)):

@@ -50,11 +50,11 @@ class GymEpisodes(Episodes):
                 "pass max_episode_steps=..., or wrap it in SparseOutcome with a horizon"
             )
         if isinstance(self.single_action_space, spaces.Discrete):
-            shape, dtype = (), np.min_scalar_type(int(self.single_action_space.n) - 1)
+            self._action_dtype = np.min_scalar_type(int(self.single_action_space.n) - 1)
         else:
-            shape, dtype = self.single_action_space.shape or (), np.dtype(self.single_action_space.dtype)
-        self._action_shape, self._action_dtype = shape, dtype
-        self._actions = np.zeros((0, limit, *shape), dtype)
+            self._action_dtype = np.dtype(self.single_action_space.dtype)
+        self._action_shape: tuple[int, ...] = self.single_action_space.shape or ()
+        self._actions = np.zeros((0, limit, *self._action_shape), self._action_dtype)
         self._obs = np.zeros((0, *self.single_observation_space.shape), np.float32)
         super().__init__(limit)
 

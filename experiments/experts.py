@@ -63,7 +63,7 @@ class ExpertConfig:
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sppo/PrecisionCartPole-v0": {"gamma": 0.98, "num_envs": 32, "n_steps": 256, "total_timesteps": 4_000_000},
-    "sppo/MountainCar-v0": {"gamma": 0.99, "gae_lambda": 0.98, "n_steps": 1000, "batch_size": 1000, "num_episodes": 400},
+    "sppo/MountainCar-v0": {"gae_lambda": 0.98, "n_steps": 1000, "batch_size": 1000},
     "sppo/Pendulum-v0": {"gamma": 0.97, "learning_rate": 1e-3, "n_steps": 500, "batch_size": 500},
     "sppo/LunarLander-v0": {
         "gamma": 0.999,
@@ -76,10 +76,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "total_timesteps": 4_000_000,
     },
     "sppo/Hopper-v0": {
-        "gamma": 0.99,
-        "n_steps": 512,
-        "batch_size": 256,
-        "log_std_init": -1.0,
+        "num_envs": 8,
+        "n_steps": 256,
+        "batch_size": 64,
+        "log_std_init": -0.5,
         "num_episodes": 200,
         "eval_every": 200_000,
         "eval_episodes": 32,
@@ -90,7 +90,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def expert_config(env_id: str, **overrides: Any) -> ExpertConfig:
-    """The settings for an id: its entry in `SETTINGS`, then `overrides`; the dense id is its `-dense` variant if any."""
+    """An id's settings: defaults, its entry in `SETTINGS`, then `overrides`; trained on its `-dense` variant if any."""
     name, _, number = env_id.rpartition("-v")
     dense = f"{name}-dense-v{number}"
     settings = {"dense_id": dense if dense in gym.registry else env_id, **SETTINGS.get(env_id, {}), **overrides}
@@ -110,9 +110,9 @@ def train_expert(
     and `expert.json`: settings, versions, success rate, steps and seconds.
 
     Args:
-        env_id: a registered id; ignored settings apart, `config` must be for the same id.
+        env_id: a registered id.
         out_dir: a folder, made if need be.
-        config: default `expert_config(env_id)`.
+        config: for the same id; default `expert_config(env_id)`.
         progress_bar: show one on stderr.
 
     Returns:
@@ -126,7 +126,12 @@ def train_expert(
         raise ValueError(f"config is for {config.env_id!r}, not for {env_id!r}")
     task = episodes(env_id, **config.env_kwargs)
     started = time.perf_counter()
-    policy, steps = _train(config, task, progress_bar)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the networks are too small for more to pay
+    try:
+        policy, steps = _train(config, task, progress_bar)
+    finally:
+        torch.set_num_threads(threads)
     seconds_training = time.perf_counter() - started
     arrays, successes, tried = _record(config, task, policy, progress_bar)
     report = {
@@ -193,6 +198,7 @@ class _StopOnSuccess(BaseCallback):
         self.config, self.task, self.act = config, task, act
         self.next_look = config.eval_every
         self.bar = tqdm(total=config.total_timesteps, unit="step", desc=config.env_id, disable=not progress_bar)
+        self.shown: dict[str, str] = {}
         self.reached = False
 
     def _on_step(self) -> bool:
@@ -200,12 +206,15 @@ class _StopOnSuccess(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self.bar.update(self.num_timesteps - self.bar.n)
+        if recent := self.model.ep_info_buffer:
+            self.shown["length"] = f"{np.mean([e['l'] for e in recent]):.0f}"
+        self.bar.set_postfix(self.shown, refresh=False)
         if self.num_timesteps < self.next_look:
             return
         self.next_look = self.num_timesteps + self.config.eval_every
         seeds = np.arange(self.config.eval_episodes) + 1_000_000 * (1 + self.config.seed)
         won = play(self.task, seeds, self.act)[3].mean()
-        self.bar.set_postfix(success=f"{won:.2f}")
+        self.shown["success"] = f"{won:.2f}"
         self.reached = bool(won >= self.config.target_success)
 
 
