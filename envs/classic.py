@@ -74,7 +74,8 @@ class CartPole(ArrayEpisodes):
 
     def _failed(self) -> NDArray[np.bool_] | None:
         over = np.abs(self._state[0::2]) > self._limits
-        return np.logical_or.reduce(over, axis=0) if over.any() else None
+        # count_nonzero is several times faster than any() on arrays this small.
+        return np.logical_or.reduce(over, axis=0) if np.count_nonzero(over) else None
 
     def _judge(self) -> NDArray[np.bool_]:
         return np.asarray(np.abs(self._state[2]) <= math.radians(self.tolerance), np.bool_)
@@ -159,7 +160,7 @@ class MountainCar(ArrayEpisodes):
 
     def _reached(self) -> NDArray[np.bool_] | None:
         reached = self._state[0] >= self.goal_position
-        return reached if reached.any() else None
+        return reached if np.count_nonzero(reached) else None
 
     def _judge(self) -> NDArray[np.bool_]:
         return np.asarray(self._state[0] >= self.goal_position, np.bool_)

@@ -75,14 +75,16 @@ class Episodes(ABC):
         seeds = _as_seeds(seeds)
         if len(rows) != len(seeds):
             raise ValueError(f"one seed per row: got {len(rows)} rows and {len(seeds)} seeds")
-        if len(np.unique(rows)) < len(rows) or np.isin(rows, self._running).any():
+        merged = np.concatenate([self._running, rows])
+        order = np.argsort(merged)
+        if (np.diff(merged[order]) == 0).any():
             raise ValueError("restart takes rows that have ended, each once")
         self._success[rows] = False
-        self._running = np.concatenate([self._running, rows])
+        self._running = merged
         self._seeds = np.concatenate([self._seeds, seeds])
         self._t = np.concatenate([self._t, np.zeros(len(rows), np.int64)])
         self._add(rows, seeds)
-        self._select(np.argsort(self._running))
+        self._select(order)
         return self._observe()[np.searchsorted(self._running, rows)]
 
     @abstractmethod
@@ -210,7 +212,7 @@ class OutcomeEpisodes(Episodes):
         out = np.empty((len(self._t), self._obs_size), np.float32)
         if self._time_in_obs:
             self._write_observation(out[:, :-1])
-            np.divide(self._t, self.horizon, out=out[:, -1], casting="same_kind")
+            out[:, -1] = self._t / self.horizon
         else:
             self._write_observation(out)
         return out

@@ -42,7 +42,6 @@ class GymEpisodes(Episodes):
         self.name = name or (env.spec.id if env.spec else type(env.unwrapped).__name__)
         self.single_observation_space = _checked_observations(env.observation_space, self.name)
         self.single_action_space, self._first_action = _checked_actions(env.action_space, self.name)
-        self._cut = horizon is not None
         limit = horizon or _time_limit(env)
         if not limit:
             raise ValueError(
@@ -91,8 +90,7 @@ class GymEpisodes(Episodes):
         self._t += 1
         self._obs = obs
         self._check_finite(obs)
-        if self._cut or (self._t >= self.horizon).any():
-            truncated |= (self._t >= self.horizon) & ~terminated
+        truncated |= (self._t >= self.horizon) & ~terminated
         ended = terminated | truncated
         if ended.any():
             self._success[self._running[won]] = True

@@ -61,9 +61,11 @@ class SparseOutcome(gym.Wrapper[NDArray[np.float32], Any, Any, Any], gym.utils.R
         self._t = 0
 
     def _observation(self, obs: Any) -> NDArray[np.float32]:
-        if self._time_in_obs:
-            return np.append(obs, self._t / self.horizon).astype(np.float32)
-        return np.asarray(obs, np.float32)
+        if not self._time_in_obs:
+            return np.asarray(obs, np.float32)
+        out = np.empty(len(obs) + 1, np.float32)
+        out[:-1], out[-1] = obs, self._t / self.horizon
+        return out
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
