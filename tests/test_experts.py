@@ -13,7 +13,8 @@ pytest.importorskip("stable_baselines3")
 from safetensors.numpy import load_file
 
 from sppo.envs import episodes
-from sppo.experiments.experts import SETTINGS, EpisodeVecEnv, expert_config, play, train_expert
+from sppo.envs.sb3 import EpisodeVecEnv
+from sppo.experiments.experts import SETTINGS, expert_config, play, train_expert
 
 SMALL: dict[str, Any] = {
     "num_envs": 8,
