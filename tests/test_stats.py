@@ -110,6 +110,10 @@ def test_paired_difference_sees_through_the_spread_of_seeds() -> None:
     # every seed gains exactly 1 although seeds spread over 100: no uncertainty in pairs, much without
     y = np.array([0.0, 25.0, 50.0, 75.0, 100.0])
     assert stats.paired_difference(y + 1, y, 0) == (1.0, 1.0, 1.0)
+    # the default is the difference of the two IQMs: (1 + 2 + 3) / 3 - (4 + 5 + 6) / 3; of means: 10 / 5 - 115 / 5
+    x, z = [0, 1, 2, 3, 4], [100, 4, 5, 6, 0]
+    assert stats.paired_difference(x, z, 0).estimate == -3.0
+    assert stats.paired_difference(x, z, 0, statistic=stats.mean_statistic).estimate == -21.0
     loose = stats.difference(y + 1, y, 0)
     assert loose.estimate == 1.0
     assert loose.low < -20

@@ -1,0 +1,31 @@
+"""Algorithms for episodes with an outcome: a way to collect them and a way to give credit, over one update."""
+
+from sppo.agents.agent import Agent, AgentConfig
+from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.control import ControlSampler
+from sppo.agents.ppo import PPO, PPOBCE
+from sppo.agents.reinforce import Reinforce
+from sppo.agents.sppo import SPPO
+from sppo.agents.tracker import Tracker
+
+AGENTS: dict[str, type[Agent]] = {
+    "ppo": PPO,
+    "ppo-bce": PPOBCE,
+    "sppo": SPPO,
+    "tracker": Tracker,
+    "reinforce": Reinforce,
+}
+
+__all__ = [
+    "AGENTS",
+    "PPO",
+    "PPOBCE",
+    "SPPO",
+    "Agent",
+    "AgentConfig",
+    "ControlSampler",
+    "Experience",
+    "Reinforce",
+    "Tracker",
+    "Trajectories",
+]

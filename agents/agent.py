@@ -1,0 +1,308 @@
+"""What every algorithm shares: the learning loop, prediction, saving and going on."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sppo.agents import storage
+from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.control import ControlSampler
+from sppo.agents.credit import whiten
+from sppo.agents.diagnostics import credit_metrics, critic_metrics, rollout_metrics
+from sppo.agents.losses import Aggregation, aggregation_weights
+from sppo.agents.protocols import Episodes, Sampler
+from sppo.agents.sampling import Stream
+from sppo.agents.update import LocalLearner, PolicyLoss, ValueLoss, minimise
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """Settings that every algorithm has, named as in stable-baselines3 where it has them.
+
+    Args:
+        learning_rate: of the policy's Adam.
+        critic_learning_rate: of the critic's Adam.
+        episodes_per_update: episodes sampled before each update; with `n_steps`, how many run side by side.
+        n_steps: None runs whole episodes; a number cuts them after so many steps and resumes them in the next update.
+        n_epochs: passes over the episodes of one update.
+        n_minibatches: optimiser steps per pass.
+        batch_size: steps per minibatch (rows, where the policy has a memory), in place of n_minibatches.
+        microbatch_size: rows per forward and backward pass; no effect on the gradient.
+        clip_range: the probability ratio's distance from 1 at which the objective is clipped.
+        clip_range_high: the same above 1, where it differs.
+        ent_coef: weight of the entropy bonus.
+        max_grad_norm: gradients of each network are scaled down to this norm.
+        target_kl: an update ends before the first minibatch whose KL estimate exceeds 1.5 times this.
+        normalize_advantage: whiten the advantages of each batch.
+        aggregation: how per-step losses are averaged.
+        adam_eps: Adam's epsilon.
+        seed: of start states, actions, minibatches and initial weights.
+    """
+
+    learning_rate: float = 3e-4
+    critic_learning_rate: float = 1e-3
+    episodes_per_update: int = 64
+    n_steps: int | None = None
+    n_epochs: int = 4
+    n_minibatches: int = 4
+    batch_size: int | None = None
+    microbatch_size: int | None = None
+    clip_range: float = 0.2
+    clip_range_high: float | None = None
+    ent_coef: float = 0.0
+    max_grad_norm: float = 0.5
+    target_kl: float | None = None
+    normalize_advantage: bool = False
+    aggregation: Aggregation = "token_mean"
+    adam_eps: float = 1e-5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "episodes_per_update", "n_epochs", "n_minibatches", "clip_range", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("n_steps", "batch_size", "microbatch_size", "target_kl", "clip_range_high"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive or None, got {getattr(self, name)}")
+
+
+class Agent:
+    """Base of all algorithms: a subclass says how to `collect` episodes and how to give `credit`.
+
+    Args:
+        env: a batch of lockstep episodes (`sppo.envs.episodes(id)`), or any Sampler.
+        policy: to start from; by default a new one.
+        net_arch: hidden layer sizes of new networks.
+        activation: "relu" or "tanh" in new networks.
+        config: every setting at once; or single settings as keyword arguments.
+
+    Raises:
+        ValueError: for an unknown setting or one out of range.
+    """
+
+    Config: ClassVar[type[AgentConfig]] = AgentConfig
+    critic_sees: ClassVar[Literal["start", "steps"] | None] = None
+
+    def __init__(
+        self,
+        env: Episodes | Sampler,
+        *,
+        policy: Any = None,
+        net_arch: tuple[int, ...] = (64, 64),
+        activation: str = "relu",
+        config: AgentConfig | None = None,
+        **settings: Any,
+    ) -> None:
+        self.config: Any = config if config is not None else make_config(self.Config, settings)
+        self.network = {"net_arch": tuple(net_arch), "activation": activation}
+        if isinstance(env, Sampler):
+            self.sampler: Any = env
+        elif isinstance(env, Episodes):
+            self.sampler = ControlSampler(env, policy=policy, seed=self.config.seed, **self.network)
+        else:
+            raise ValueError(
+                f"env must be a batch of episodes or a sampler, got {type(env).__name__}: wrap the id with "
+                "sppo.envs.episodes(id)"
+            )
+        self.policy = self.sampler.policy
+        self.learner = self._learner(self.policy, self.config.learning_rate)
+        self.critic: Any = self.make_critic()
+        self.critic_learner = (
+            self._learner(self.critic, self.config.critic_learning_rate) if isinstance(self.critic, nn.Module) else None
+        )
+        self.generator = np.random.default_rng([self.config.seed, 1])
+        self.stream = Stream(self.sampler, self.config.n_steps) if self.config.n_steps is not None else None
+        self.n_updates = 0
+        self.num_episodes = 0  # begun, in all
+        self.num_steps = 0  # sampled, in all
+        self.seconds = 0.0
+
+    def _learner(self, module: nn.Module, learning_rate: float) -> LocalLearner:
+        c = self.config
+        return LocalLearner(module, learning_rate=learning_rate, max_grad_norm=c.max_grad_norm, adam_eps=c.adam_eps)
+
+    # What an algorithm is: the critic it needs, how it collects episodes, and the credit it gives.
+
+    def make_critic(self) -> Any:
+        """A new critic, or None."""
+        return None
+
+    def starts(self) -> Any:
+        """Where the episodes of one update start."""
+        return self.sampler.starts(self.config.episodes_per_update)
+
+    def collect(self, sampler: Any, starts: Any) -> Experience:
+        """Run episodes from `starts` and give credit."""
+        return self.credit(sampler.rollout(starts))
+
+    def credit(self, traj: Trajectories) -> Experience:
+        """Advantages, and targets for the critic, of sampled episodes."""
+        raise NotImplementedError(f"{type(self).__name__} gives no credit")
+
+    def experience(
+        self, traj: Trajectories, advantages: Tensor, *, values: Tensor | None = None, value_targets: Tensor | None = None
+    ) -> Experience:
+        """Experience with this agent's aggregation and, if so configured, whitened advantages."""
+        weight, share = aggregation_weights(traj.valid, self.config.aggregation, getattr(self.sampler, "horizon", None))
+        if self.config.normalize_advantage:
+            advantages = whiten(advantages, traj.valid)
+        return Experience(
+            traj=traj, weight=weight, share=share, advantages=advantages, values=values, value_targets=value_targets
+        )
+
+    # Learning.
+
+    def learn(
+        self,
+        total_episodes: int | None = None,
+        total_steps: int | None = None,
+        callback: Any = None,
+        progress_bar: bool = False,
+    ) -> Agent:
+        """Learn until the agent has seen so many episodes or environment steps in all, earlier calls included.
+
+        Args:
+            total_episodes: the budget in episodes.
+            total_steps: the budget in environment steps (or tokens), every one that was sampled.
+            callback: a Callback, a function of (agent, metrics), or a list of them; one that returns False ends
+                learning after this update.
+            progress_bar: show one.
+        """
+        from sppo.agents.stack import learn
+
+        learn([self], total_episodes, total_steps, [callback], progress_bar)
+        return self
+
+    def train_once(self) -> dict[str, float]:
+        """Collect, give credit, update; return the metrics."""
+        started = time.perf_counter()
+        if self.stream is not None:
+            experience = self.credit(self.stream.next(self.config.episodes_per_update))
+        else:
+            experience = self.collect(self.sampler, self.starts())
+        sampled = time.perf_counter()
+        metrics = self.update(experience)
+        return self.account(experience, metrics, sampled - started, time.perf_counter() - started)
+
+    def account(
+        self, experience: Experience, metrics: dict[str, float], rollout_seconds: float, seconds: float
+    ) -> dict[str, float]:
+        """Advance the counters after an update, and put all metrics together."""
+        before = self.num_steps, self.num_episodes
+        self.n_updates += 1
+        self.num_steps, self.num_episodes = self.sampler.counts["env_steps"], self.sampler.counts["episodes"]
+        self.seconds += seconds
+        return {
+            **rollout_metrics(experience.traj),
+            **credit_metrics(experience),
+            **critic_metrics(experience),
+            **metrics,
+            "time/total_timesteps": float(self.num_steps),
+            "time/total_episodes": float(self.num_episodes),
+            "time/episodes_this_update": float(self.num_episodes - before[1]),
+            "time/n_updates": float(self.n_updates),
+            "time/seconds": self.seconds,
+            "time/rollout_seconds": rollout_seconds,
+            "time/fps": (self.num_steps - before[0]) / seconds,
+        }
+
+    def policy_loss(self, policy: Any) -> Any:
+        """The loss that a policy minimises."""
+        c = self.config
+        return PolicyLoss(policy, c.clip_range, c.clip_range_high or c.clip_range, c.ent_coef)
+
+    def update(self, experience: Experience) -> dict[str, float]:
+        """One update of the policy and, if there is one, the critic."""
+        c = self.config
+        schedule: dict[str, Any] = {
+            "n_epochs": c.n_epochs,
+            "n_minibatches": c.n_minibatches,
+            "microbatch_size": c.microbatch_size,
+            "generator": self.generator,
+        }
+        metrics = minimise(
+            self.learner,
+            self.policy_loss(self.policy),
+            self.policy_experience(experience),
+            batch_size=c.batch_size,
+            stop=None if c.target_kl is None else lambda means: means["train/approx_kl"] > 1.5 * c.target_kl,
+            **schedule,
+        )
+        if self.critic_learner is None:
+            return metrics
+        data = self.critic_experience(experience)
+        loss = ValueLoss(self.critic)
+        return self.with_critic(
+            metrics, minimise(self.critic_learner, loss, data, batch_size=self.critic_batch_size(), **schedule)
+        )
+
+    def policy_experience(self, experience: Experience) -> Experience:
+        """What the policy's loss reads."""
+        return replace(experience, traj=experience.traj.choices(), values=None, value_targets=None)
+
+    def critic_experience(self, experience: Experience) -> Experience:
+        """What the critic's loss reads; a start critic has one prediction per row."""
+        experience = replace(experience, traj=experience.traj.choices(), advantages=None, values=None)
+        if self.critic_sees == "steps":
+            return experience
+        ones = torch.ones(len(experience), 1, device=experience.weight.device)
+        return replace(experience, weight=ones, share=ones)
+
+    def critic_batch_size(self) -> int | None:
+        """`batch_size` counts steps; a start critic's minibatches are cut over rows by `n_minibatches`."""
+        return self.config.batch_size if self.critic_sees == "steps" else None
+
+    @staticmethod
+    def with_critic(policy: dict[str, float], critic: dict[str, float]) -> dict[str, float]:
+        """The metrics of both losses."""
+        return policy | {"train/value_loss": critic["train/value_loss"], "train/critic_grad_norm": critic["train/grad_norm"]}
+
+    # Acting, saving and going on.
+
+    def predict(
+        self, obs: NDArray[Any], state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[NDArray[Any], Any]:
+        """Actions for one observation or a batch of them, and the state as it came (the policies keep none)."""
+        return self.sampler.predict(np.asarray(obs), deterministic), state
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Everything that going on needs: JSON values and tensors."""
+        return storage.agent_state(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the agent, its optimisers, generators and counters into a folder of JSON and safetensors."""
+        storage.save_agent(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, env: Episodes | Sampler) -> Agent:
+        """An agent that goes on exactly where the saved one stopped.
+
+        Raises:
+            ValueError: if the folder holds another algorithm's agent, or one whose shapes do not fit `env`.
+        """
+        return storage.load_agent(cls, Path(path), env)
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting, as JSON values."""
+        return asdict(self.config) | {k: list(v) if isinstance(v, tuple) else v for k, v in self.network.items()}
+
+
+def make_config(kind: type[AgentConfig], settings: Mapping[str, Any]) -> AgentConfig:
+    """A config from keyword arguments; an unknown one is an error that names the nearest."""
+    known = [field.name for field in fields(kind)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ValueError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {known}"))
+    return kind(**settings)
+

@@ -1,0 +1,71 @@
+"""What a run logs of its episodes, credit and critic; tags as in stable-baselines3 where it has one. Never read by code."""
+
+from __future__ import annotations
+
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from sppo.agents.batch import Experience, Trajectories
+
+
+def rollout_metrics(traj: Trajectories) -> dict[str, float]:
+    """Shares and means over the episodes that ended in this batch (all rows, if none did)."""
+    ended = traj.terminated | traj.truncated
+    over = ended if bool(ended.any()) else torch.ones_like(ended)
+    lengths = traj.lengths.float()
+    return {
+        "rollout/success_rate": float(traj.success[over].float().mean()),
+        "rollout/ep_rew_mean": float(traj.outcomes[over].mean()),
+        "rollout/ep_len_mean": float(lengths[over].mean()),
+        "rollout/truncated": float(traj.truncated.float().mean()),
+        "time/steps_this_update": float(lengths.sum()),
+    }
+
+
+def credit_metrics(experience: Experience) -> dict[str, float]:
+    """Spread of the advantages, and the share of rows that carry no signal at all."""
+    if experience.advantages is None:
+        return {}
+    chosen = experience.advantages[experience.traj.valid]
+    silent = experience.advantages.abs().amax(1) < 1e-8
+    return {
+        "credit/advantage_mean": float(chosen.mean()),
+        "credit/advantage_std": float(chosen.std(correction=0)),
+        "credit/rows_without_signal": float(silent.float().mean()),
+    }
+
+
+def critic_metrics(experience: Experience) -> dict[str, float]:
+    """How good the predictions were before the update: explained variance; Brier score and AUC at the start state."""
+    if experience.values is None or experience.value_targets is None:
+        return {}
+    values, targets = experience.values, experience.value_targets
+    if values.shape[1] > 1:
+        valid = experience.traj.valid
+        values, targets = values[valid], targets[valid]
+    metrics = {"train/explained_variance": explained_variance(values.flatten(), targets.flatten())}
+    outcomes, start = experience.traj.outcomes, experience.values[:, 0]
+    if bool(((outcomes == 0) | (outcomes == 1)).all()):
+        metrics["critic/value_start"] = float(start.mean())
+        metrics["critic/brier"] = float((start - outcomes).square().mean())
+        area = auc(start, outcomes > 0)
+        if area is not None:
+            metrics["critic/auc"] = area
+    return metrics
+
+
+def explained_variance(values: Tensor, targets: Tensor) -> float:
+    """1 - Var(target - value) / Var(target); nan where the targets do not vary. Source: stable-baselines3."""
+    spread = targets.var(correction=0)
+    return float("nan") if spread < 1e-10 else float(1 - (targets - values).var(correction=0) / spread)
+
+
+def auc(scores: Tensor, positive: Tensor) -> float | None:
+    """P(score of a positive > score of a negative), ties counted half (Mann-Whitney); None with only one class."""
+    n_pos = int(positive.sum())
+    n_neg = len(positive) - n_pos
+    if n_pos == 0 or n_neg == 0:
+        return None
+    ranks = rankdata(scores.cpu().numpy())
+    return float((ranks[positive.cpu().numpy()].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))

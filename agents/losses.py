@@ -1,0 +1,89 @@
+"""Per-step losses, without reduction, and the weights that reduce them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+Aggregation = Literal["token_mean", "sequence_mean", "constant_horizon"]
+
+
+def clipped_surrogate(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+) -> Tensor:
+    """The negated clipped policy objective of each step.
+
+    L_t = -min(r_t A_t, clip(r_t, 1 - clip_low, 1 + clip_high) A_t),  r_t = exp(logprobs_t - old_logprobs_t)
+
+    Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7; separate bounds as in DAPO, arXiv 2503.14476, eq. 10.
+
+    Args:
+        logprobs: (B, T) of the policy being trained.
+        old_logprobs: (B, T) of the policy that sampled.
+        advantages: (B, T).
+        clip_low: how far below 1 the ratio may lower the objective.
+        clip_high: how far above 1 the ratio may raise it.
+
+    Returns:
+        (B, T).
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+
+
+def squared_error(values: Tensor, targets: Tensor) -> Tensor:
+    """(v - target)^2, elementwise, as stable-baselines3 has it (no factor 1/2)."""
+    return (values - targets).square()
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-R log sigmoid(v) - (1 - R) log(1 - sigmoid(v)), elementwise; targets in [0, 1]."""
+    return binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def approximate_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """(B, T) the estimate r - 1 - log r of KL(old || new), never negative. Source: Schulman 2020, "Approximating KL"."""
+    log_ratio = logprobs - old_logprobs
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def aggregation_weights(
+    valid: Tensor, aggregation: Aggregation = "token_mean", horizon: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """How much each step weighs in a loss, and what it adds to the divisor.
+
+    loss = sum_{b,t} weight * L / sum_{b,t} share, over all rows of a minibatch on all ranks, with T_b row b's length:
+      token_mean        weight = 1,     share = 1      the mean over steps
+      sequence_mean     weight = 1/T_b, share = 1/T_b  the mean over sequences of the mean over their steps
+      constant_horizon  weight = 1/H,   share = 1/T_b  the sum over steps, divided by (sequences x H)
+
+    Because the divisor is a sum over steps too, minibatches may be cut over steps or over rows alike.
+
+    Source: token_mean DAPO, arXiv 2503.14476; sequence_mean GRPO, arXiv 2402.03300; constant_horizon Dr.GRPO,
+    arXiv 2503.20783.
+
+    Args:
+        valid: (B, T) bool, True where the step carries loss.
+        aggregation: one of the three.
+        horizon: H, for constant_horizon.
+
+    Returns:
+        weight and share, (B, T) float32, 0 where not valid.
+
+    Raises:
+        ValueError: for another aggregation, or constant_horizon without a horizon.
+    """
+    ones = valid.float()
+    per_sequence = ones / valid.sum(1, keepdim=True).clamp(min=1)
+    if aggregation == "token_mean":
+        return ones, ones
+    if aggregation == "sequence_mean":
+        return per_sequence, per_sequence
+    if aggregation == "constant_horizon":
+        if horizon is None or horizon < 1:
+            raise ValueError(f"constant_horizon needs horizon >= 1, got {horizon}")
+        return ones / horizon, per_sequence
+    raise ValueError(f"aggregation must be token_mean, sequence_mean or constant_horizon, got {aggregation!r}")

@@ -1,0 +1,106 @@
+"""The seams between an algorithm and its domain: what a sampler, a policy, a critic and a learner must offer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gymnasium import Space
+
+    from sppo.agents.batch import Trajectories
+
+Snapshot = dict[str, NDArray[Any]]
+"""Complete states of n episodes, time included: named arrays, all with leading axis n."""
+
+
+@runtime_checkable
+class Episodes(Protocol):
+    """A batch of episodes of one control task, stepped in lockstep; only those still running are stepped."""
+
+    single_observation_space: Space[Any]
+    single_action_space: Space[Any]
+
+    @property
+    def running(self) -> NDArray[np.int64]:
+        """(m,) rows that have not ended, ascending."""
+
+    @property
+    def success(self) -> NDArray[np.bool_]:
+        """(n,) True where the episode has ended in success."""
+
+    def begin(self, seeds: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Start one episode per seed, its start state (and noise) a function of the seed; observations (n, D)."""
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Act in the m running rows: observations (m, D), rewards, terminated, truncated (m,), in `running`'s order.
+
+        Rows that ended leave `running`."""
+
+    def drop(self, rows: NDArray[np.bool_]) -> None:
+        """Stop stepping some of the m running rows: a mask in `running`'s order. They count as not successful."""
+
+    def snapshot(self) -> Snapshot:
+        """States of the m running rows, in `running`'s order."""
+
+    def restore(self, snapshot: Snapshot) -> NDArray[np.float32]:
+        """Replace the batch by these n states, all running; observations (n, D)."""
+
+
+class Policy(Protocol):
+    """A differentiable distribution over actions."""
+
+    memoryless: bool
+    """True where an action depends on the current state alone, so that minibatches may be cut over steps."""
+
+    def evaluate(self, traj: Trajectories, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (B, T) of the actions taken and, if asked for, entropies (B, T), both in nats."""
+
+
+class Critic(Protocol):
+    """A value function; its unit (logit or return) stays inside."""
+
+    def loss(self, traj: Trajectories, targets: Tensor) -> Tensor:
+        """Per-prediction loss: (B, T) for a step critic against targets (B, T), (B,) for a start critic."""
+
+
+class StepCritic(Critic, Protocol):
+    def values(self, traj: Trajectories) -> Tensor:
+        """(B, T + 1) in units of return, of every state up to and including the last."""
+
+
+class StartCritic(Critic, Protocol):
+    def value(self, traj: Trajectories) -> Tensor:
+        """(B,) in units of return, from the start state alone."""
+
+
+class Learner(Protocol):
+    """Owns a module's gradients and optimiser, on one process or many."""
+
+    def zero_grad(self) -> None: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def step(self) -> float:
+        """Clip, take an optimiser step, and return the gradient norm before clipping."""
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum over ranks."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Runs the policy in its domain: the one primitive behind every sampling plan."""
+
+    def rollout(
+        self,
+        starts: Any,
+        *,
+        greedy: bool = False,
+        max_steps: int | NDArray[np.int64] | None = None,
+        keep_states: bool = False,
+    ) -> Trajectories:
+        """Run one episode from each start (fresh, or states to resume from) to its end or for `max_steps` steps."""

@@ -1,0 +1,136 @@
+"""Agents on disk: safetensors for arrays, JSON for the rest; nothing pickled is ever read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sppo.agents.agent import Agent
+
+TENSORS, VALUES = "agent.safetensors", "agent.json"
+
+
+def save_policy(policy: nn.Module, path: Path, about: dict[str, Any]) -> None:
+    """One policy's weights, with a JSON of what it is beside them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in policy.state_dict().items()}, path)
+    path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def load_policy(policy: nn.Module, path: Path) -> None:
+    """Fill a policy with saved weights.
+
+    Raises:
+        ValueError: if the file is damaged or its shapes do not fit, naming the first that does not.
+    """
+    try:
+        saved = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"cannot read the policy {path}: {error}") from error
+    fill(policy, saved, f"the policy {path}")
+
+
+def fill(module: nn.Module, saved: dict[str, Tensor], name: str) -> None:
+    """load_state_dict with an error that says what does not fit."""
+    want = module.state_dict()
+    for key in sorted(want.keys() | saved.keys()):
+        a = tuple(want[key].shape) if key in want else None
+        b = tuple(saved[key].shape) if key in saved else None
+        if a != b:
+            raise ValueError(f"{name} does not fit: {key} must be {a}, got {b}")
+    module.load_state_dict(saved)
+
+
+def save_agent(agent: Agent, folder: Path) -> None:
+    """See Agent.save."""
+    values, tensors = agent_state(agent)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / TENSORS)
+    (folder / VALUES).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def load_agent(kind: type[Agent], folder: Path, env: Any) -> Agent:
+    """See Agent.load."""
+    values, tensors = read_agent(folder)
+    if values["agent"] != kind.__name__:
+        raise ValueError(f"{folder} holds an agent of {values['agent']}, not of {kind.__name__}")
+    config = kind.Config(**values["config"])
+    agent = kind(env, config=config, **values["network"])
+    restore_agent(agent, values, tensors)
+    return agent
+
+
+def read_agent(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The saved state.
+
+    Raises:
+        ValueError: if it is missing or damaged.
+    """
+    try:
+        return json.loads((folder / VALUES).read_text()), load_file(folder / TENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"cannot read the agent in {folder}: {error}") from error
+
+
+def agent_state(agent: Agent) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Everything that going on needs: JSON values and tensors."""
+    values: dict[str, Any] = {
+        "agent": type(agent).__name__,
+        "config": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(agent.config).items()},
+        "network": agent.network,
+        "counters": {name: getattr(agent, name) for name in ("n_updates", "num_episodes", "num_steps", "seconds")},
+        "sampler": agent.sampler.counts,
+        "generators": {
+            "agent": agent.generator.bit_generator.state,
+            **{name: generator.bit_generator.state for name, generator in agent.sampler.generators.items()},
+        },
+    }
+    tensors: dict[str, Tensor] = {}
+    for name, learner in (("policy", agent.learner), ("critic", agent.critic_learner)):
+        if learner is not None:
+            _pack(tensors, name, learner.module.state_dict())
+            for i, slot in learner.optimizer.state_dict()["state"].items():
+                _pack(tensors, f"{name}_optimizer.{i}", slot)
+    if agent.critic is not None and agent.critic_learner is None:
+        values["critic"] = agent.critic.state_dict()
+    if agent.stream is not None:
+        _pack(tensors, "stream", {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in agent.stream.live.items()})
+    return values, tensors
+
+
+def restore_agent(agent: Agent, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Put a saved state into an agent of the same settings."""
+    for name, learner in (("policy", agent.learner), ("critic", agent.critic_learner)):
+        if learner is not None:
+            fill(learner.module, _unpack(tensors, name), f"the saved {name}")
+            state = learner.optimizer.state_dict()
+            n = len(state["param_groups"][0]["params"])
+            slots = {i: _unpack(tensors, f"{name}_optimizer.{i}") for i in range(n)}
+            learner.optimizer.load_state_dict({**state, "state": {i: slot for i, slot in slots.items() if slot}})
+    if "critic" in values:
+        agent.critic.load_state_dict(values["critic"])
+    if agent.stream is not None:
+        agent.stream.live = {k: v.numpy() for k, v in _unpack(tensors, "stream").items()}
+    for name, value in values["counters"].items():
+        setattr(agent, name, value)
+    agent.sampler.counts.update(values["sampler"])
+    agent.generator.bit_generator.state = values["generators"]["agent"]
+    for name, generator in agent.sampler.generators.items():
+        generator.bit_generator.state = values["generators"][name]
+
+
+def _pack(tensors: dict[str, Tensor], prefix: str, named: dict[str, Tensor]) -> None:
+    tensors.update({f"{prefix}/{k}": v.detach().clone().contiguous() for k, v in named.items()})
+
+
+def _unpack(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = prefix + "/"
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

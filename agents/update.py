@@ -1,0 +1,256 @@
+"""The one update: epochs x minibatches x microbatches of a weighted loss, for every algorithm, network and domain."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sppo.agents.batch import Experience
+from sppo.agents.losses import approximate_kl, clipped_surrogate
+from sppo.agents.protocols import Critic, Learner, Policy
+
+Stats = dict[str, Tensor]
+
+
+class Loss(Protocol):
+    """A per-step loss over experience."""
+
+    memoryless: bool
+    """True where each step can be evaluated alone, so that minibatches are cut over steps; else over rows."""
+    block: int
+    """Rows that must stay together, as neighbours, in one minibatch: 1, or 2 for preference pairs."""
+
+    def __call__(self, batch: Experience) -> tuple[Tensor, Stats]:
+        """The loss of each step (B, T), and detached (B, T) statistics to be averaged with the same weights."""
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """The clipped surrogate, less `ent_coef` times the entropy."""
+
+    policy: Policy
+    clip_low: float
+    clip_high: float
+    ent_coef: float = 0.0
+    block: int = 1
+
+    @property
+    def memoryless(self) -> bool:
+        return self.policy.memoryless
+
+    def __call__(self, batch: Experience) -> tuple[Tensor, Stats]:
+        assert batch.advantages is not None
+        old_logprobs, advantages = batch.traj.logprobs, batch.advantages
+        logprobs, entropy = self.policy.evaluate(batch.traj, entropy=self.ent_coef != 0)
+        surrogate = clipped_surrogate(
+            logprobs, old_logprobs, advantages, clip_low=self.clip_low, clip_high=self.clip_high
+        )
+        with torch.no_grad():
+            ratio = torch.exp(logprobs - old_logprobs)
+            stats = {
+                "train/policy_gradient_loss": surrogate.detach(),
+                "train/approx_kl": approximate_kl(logprobs, old_logprobs),
+                "train/clip_fraction": ((ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)).float(),
+            }
+        if entropy is None:
+            # The sampled action's log-probability is an unbiased estimate of the negative entropy.
+            return surrogate, stats | {"train/entropy_loss": logprobs.detach()}
+        return surrogate - self.ent_coef * entropy, stats | {"train/entropy_loss": -entropy.detach()}
+
+
+@dataclass(frozen=True)
+class LogLikelihoodLoss:
+    """Negative log-likelihood of the actions taken: behaviour cloning, supervised fine-tuning, rejection fine-tuning."""
+
+    policy: Policy
+    block: int = 1
+
+    @property
+    def memoryless(self) -> bool:
+        return self.policy.memoryless
+
+    def __call__(self, batch: Experience) -> tuple[Tensor, Stats]:
+        logprobs, _ = self.policy.evaluate(batch.traj)
+        return -logprobs, {"train/loss": -logprobs.detach()}
+
+
+@dataclass(frozen=True)
+class ValueLoss:
+    """The critic's own loss against the value targets."""
+
+    critic: Critic
+    block: int = 1
+
+    @property
+    def memoryless(self) -> bool:
+        return self.critic.memoryless
+
+    def __call__(self, batch: Experience) -> tuple[Tensor, Stats]:
+        assert batch.value_targets is not None
+        loss = self.critic.loss(batch.traj, batch.value_targets)
+        return loss, {"train/value_loss": loss.detach()}
+
+
+class LocalLearner:
+    """A module and its Adam on one process.
+
+    Weights and gradients are moved into one flat tensor each, of which the module's are views: clipping and Adam then
+    cost a handful of calls, which for small networks is a good part of the update.
+    """
+
+    def __init__(self, module: nn.Module, *, learning_rate: float, max_grad_norm: float, adam_eps: float) -> None:
+        self.module, self.max_grad_norm = module, max_grad_norm
+        self.flat = torch.cat([p.detach().flatten() for p in module.parameters()])
+        self.grad = torch.zeros_like(self.flat)
+        self.bind(self.flat, self.grad)
+        self.optimizer = torch.optim.Adam([self.flat], lr=learning_rate, eps=adam_eps, fused=True)
+
+    def bind(self, flat: Tensor, grad: Tensor) -> None:
+        """Keep weights and gradients in these tensors (P,) from now on."""
+        self.flat.data, self.grad = flat, grad
+        self.flat.grad = grad
+        bind_views(self.module, flat[None], grad[None])
+
+    def zero_grad(self) -> None:
+        self.grad.zero_()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> float:
+        norm = float(self.grad.norm())
+        self.check(norm)
+        if norm > self.max_grad_norm:
+            self.grad.mul_(self.max_grad_norm / norm)
+        self.optimizer.step()
+        return norm
+
+    def check(self, norm: float) -> None:
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient of {type(self.module).__name__} is not finite: lower the learning rate, or look for "
+                "rewards or observations that are huge"
+            )
+
+    def total(self, x: Tensor) -> Tensor:
+        return x
+
+
+def bind_views(module: nn.Module, flat: Tensor, grad: Tensor) -> None:
+    """Make a module's weights and gradients views of (S, P) tensors, in the order of its parameters."""
+    first = 0
+    for p in module.parameters():
+        here = slice(first, first + p.numel() // len(flat))
+        p.data = flat[:, here].view(p.shape)
+        p.grad = grad[:, here].view(p.shape)
+        first = here.stop
+
+
+def minimise(
+    learner: Learner,
+    loss: Loss,
+    data: Experience,
+    *,
+    n_epochs: int,
+    n_minibatches: int,
+    generator: np.random.Generator,
+    batch_size: int | None = None,
+    microbatch_size: int | None = None,
+    stop: Callable[[Mapping[str, float]], bool] | None = None,
+) -> dict[str, float]:
+    """Minimise sum(weight * loss) / sum(share) over shuffled minibatches.
+
+    The divisor is taken once per minibatch over all rows and ranks, so that neither microbatch size nor padding, row
+    order or rank count changes the gradient.
+
+    Args:
+        learner: owns gradients and optimiser of the module inside `loss`.
+        loss: per-step loss; decides whether minibatches are cut over steps or over rows.
+        data: the experience of one update.
+        n_epochs: passes over the data.
+        n_minibatches: optimiser steps per pass.
+        generator: draws the order of each pass.
+        batch_size: steps (rows, where the loss is over rows) per minibatch; overrides n_minibatches.
+        microbatch_size: rows per forward and backward pass; None for the whole minibatch.
+        stop: given a minibatch's averaged statistics, True ends the update before that minibatch's optimiser step.
+
+    Returns:
+        Statistics averaged over all minibatches of all passes, weighted as the loss is, with `train/grad_norm` and
+        `train/n_updates` (optimiser steps taken).
+    """
+    averages = Averages()
+    for minibatch in minibatches(data, loss, n_epochs, n_minibatches, batch_size, generator):
+        divisor = learner.total(minibatch.share.sum())
+        if divisor == 0:
+            continue
+        learner.zero_grad()
+        stats: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        for micro in _microbatches(minibatch, microbatch_size, loss.block):
+            per_step, micro_stats = loss(micro)
+            weight = micro.weight / divisor
+            learner.backward((per_step * weight).sum())
+            for name, value in micro_stats.items():
+                stats[name] = stats[name] + (value * weight).sum()
+        means = {name: float(learner.total(value)) for name, value in stats.items()}
+        if stop is not None and stop(means):
+            averages.early_stop = True
+            break
+        averages.add(means, learner.step())
+    return averages.result()
+
+
+def minibatches(
+    data: Experience,
+    loss: Loss,
+    n_epochs: int,
+    n_minibatches: int,
+    batch_size: int | None,
+    generator: np.random.Generator,
+) -> Iterator[Experience]:
+    """Each pass's minibatches, in a new order each pass; rows of one block stay together."""
+    if loss.memoryless:
+        data = data.steps()
+    n_blocks = len(data) // loss.block
+    if batch_size is not None:
+        n_minibatches = -(-n_blocks * loss.block // batch_size)
+    bounds = np.linspace(0, n_blocks, min(n_minibatches, n_blocks) + 1).round().astype(int) * loss.block
+    for _ in range(n_epochs):
+        blocks = torch.from_numpy(generator.permutation(n_blocks))
+        order = (blocks[:, None] * loss.block + torch.arange(loss.block)).flatten()
+        shuffled = data[order.to(data.weight.device)]
+        for first, last in zip(bounds, bounds[1:], strict=False):
+            yield shuffled[slice(first, last)]
+
+
+class Averages:
+    """Means of statistics over minibatches."""
+
+    def __init__(self) -> None:
+        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.count, self.early_stop = 0, False
+
+    def add(self, means: Mapping[str, float], grad_norm: float) -> None:
+        self.count += 1
+        for name, mean in means.items():
+            self.sums[name] += mean
+        self.sums["train/grad_norm"] += grad_norm
+
+    def result(self) -> dict[str, float]:
+        means = {name: total / max(self.count, 1) for name, total in self.sums.items()}
+        return means | {"train/n_updates": float(self.count), "train/early_stop": float(self.early_stop)}
+
+
+def _microbatches(minibatch: Experience, size: int | None, block: int) -> list[Experience]:
+    if size is None or size >= len(minibatch):
+        return [minibatch]
+    if block == 1:
+        minibatch = minibatch.by_length()
+    size = max(block, size // block * block)
+    return [minibatch[slice(first, first + size)] for first in range(0, len(minibatch), size)]
