@@ -134,9 +134,9 @@ class EpisodeVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], Any, NDArray[An
             rewards = np.zeros(self.num_envs)
             terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
             if len(running):
-                result = self.episodes.step(actions[running])
-                for full, part in zip((obs, rewards, terminated, truncated), result, strict=True):
-                    full[running] = part
+                seen, paid, done, cut = self.episodes.step(actions[running])
+                obs[running], rewards[running] = seen, paid
+                terminated[running], truncated[running] = done, cut
             ended = np.flatnonzero(self._over)
             obs[ended] = self.episodes.restart(ended, self._draw(ended))
         self._over = terminated | truncated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,9 @@ class Episodes(ABC):
         times = np.asarray(snapshot["t"], np.int64)
         if len(times) and not (times.min() >= 0 and times.max() < self.horizon):
             raise ValueError(f"snapshot times must be in [0, {self.horizon}), got {times.min()} to {times.max()}")
+        for name, width in self._saved.items():
+            if (got := np.shape(snapshot[name])) != (len(times), *width):
+                raise ValueError(f"snapshot's {name} must be {(len(times), *width)}, got {got}: made by another task?")
         self._reset_rows(np.asarray(snapshot["seed"], np.int64), times)
         self._clear(len(times))
         self._load(snapshot)
@@ -121,8 +125,8 @@ class Episodes(ABC):
         """What draws row 0 of the batch."""
         raise ValueError(f"{type(self).__name__} has no renderer")
 
-    _saved: tuple[str, ...] = ()
-    """Names of the arrays in a snapshot beside `seed` and `t`."""
+    _saved: Mapping[str, tuple[int, ...]]
+    """Names of the arrays in a snapshot beside `seed` and `t`, and their shapes without the leading axis."""
 
     @abstractmethod
     def _clear(self, n: int) -> None:
@@ -249,13 +253,16 @@ class OutcomeEpisodes(Episodes):
 class ArrayEpisodes(OutcomeEpisodes):
     """A task whose state is an array: (k, m) float64, one contiguous row per variable, so that physics broadcasts."""
 
-    _saved = ("state",)
     _variables: int
     _state: NDArray[np.float64]
 
     @abstractmethod
     def _start(self, seeds: NDArray[np.int64]) -> NDArray[np.float64]:
         """(k, n) start states."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._saved = {"state": (cls._variables,)}
 
     def drawn_state(self) -> NDArray[np.float64]:
         """(k,) state of the first running row, or the last one known where none runs."""

@@ -33,7 +33,6 @@ class Hopper(OutcomeEpisodes):
     """
 
     success_bonus = 50.0
-    _saved = ("state",)
 
     def __init__(
         self,
@@ -73,6 +72,7 @@ class Hopper(OutcomeEpisodes):
         self.model.opt.gravity[2] = -gravity
         self.model.actuator_gear[:, 0] *= strength
         self._size = mujoco.mj_stateSize(self.model, _STATE)
+        self._saved = {"state": (self._size,)}
         self._data: list[Any] = []
         self._read()
 

@@ -23,8 +23,6 @@ class GymEpisodes(Episodes):
     `info["is_success"]`. Environments are made as rows are needed, and kept.
     """
 
-    _saved = ("actions",)
-
     def __init__(self, make: Callable[[], gym.Env[Any, Any]], *, name: str = "", horizon: int | None = None) -> None:
         """Make the first environment and check that it fits.
 
@@ -54,6 +52,7 @@ class GymEpisodes(Episodes):
             self._action_dtype = np.dtype(self.single_action_space.dtype)
         self._action_shape: tuple[int, ...] = self.single_action_space.shape or ()
         self._actions = np.zeros((0, limit, *self._action_shape), self._action_dtype)
+        self._saved = {"actions": (limit, *self._action_shape)}
         self._obs = np.zeros((0, *self.single_observation_space.shape), np.float32)
         super().__init__(limit)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from sppo.agents import protocols
 from sppo.envs import Episodes, episodes
 
 NEEDS = {"Hopper": "mujoco", "LunarLander": "Box2D"}
@@ -89,6 +90,7 @@ def test_pictures(name: str) -> None:
 @every_id
 def test_same_seeds_and_actions_give_the_same_episodes(env_id: str) -> None:
     one, two = episodes(env_id), episodes(env_id)
+    assert isinstance(one, protocols.Episodes)
     seeds = np.array([3, 1, 2**40 + 1, 3])
     obs = one.begin(seeds)
     two.begin([9, 9])
@@ -277,6 +279,8 @@ def test_bad_input_is_refused_with_a_reason(name: str) -> None:
             batch.step(np.full_like(actions[:2], np.nan))
     with pytest.raises(ValueError, match="lacks"):
         batch.restore({"seed": np.zeros(1, int), "t": np.zeros(1, int)})
+    with pytest.raises(ValueError, match="made by another task"):
+        batch.restore({k: v if v.ndim == 1 else np.repeat(v, 2, axis=1) for k, v in batch.snapshot().items()})
     with pytest.raises(ValueError, match="times must be"):
         batch.restore({**batch.snapshot(), "t": np.array([0, batch.horizon])})
     with pytest.raises(ValueError, match="integers"):

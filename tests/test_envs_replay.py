@@ -15,6 +15,7 @@ from gymnasium.utils.env_checker import check_env
 from sppo.envs import GymEpisodes, SparseOutcome, episodes
 
 
+@pytest.mark.filterwarnings("ignore:.*different from the unwrapped version")
 def test_the_example_in_the_docs(root: Path) -> None:
     text = (root / "docs" / "ENVIRONMENTS.md").read_text()
     code = re.search(r"```python\n(.*?register\(.*?)```", text, re.S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -68,3 +69,10 @@ def test_lunar_lander_needs_rest_legs_and_place() -> None:
 def test_an_unknown_id_names_the_nearest(wrong: str, right: str) -> None:
     with pytest.raises(ValueError, match=rf"did you mean '.*{right}"):
         episodes(wrong)
+
+
+def test_a_missing_simulator_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    monkeypatch.delitem(sys.modules, "sppo.envs.hopper", raising=False)
+    with pytest.raises(ImportError, match=r"pip install 'sppo\[mujoco\]'"):
+        episodes("sppo/Hopper-v0")
