@@ -45,12 +45,15 @@ def _scores(name: str, values: ArrayLike, finite: bool = False) -> Floats:
     return array[:, None] if array.ndim == 1 else array  # (S, K)
 
 
-def _draws(scores: Floats, resamples: int, rng: np.random.Generator) -> Floats:
-    """Seeds drawn with replacement inside every task apart: (S, K) -> (resamples, S, K)."""
+def _rows(scores: Floats, resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Which seeds each replicate draws, with replacement and inside every task apart: (resamples, S, K)."""
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
-    rows = rng.integers(len(scores), size=(resamples, *scores.shape))
-    return np.take_along_axis(scores[None], rows, axis=1)
+    return rng.integers(len(scores), size=(resamples, *scores.shape))
+
+
+def _draws(scores: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+    return np.take_along_axis(scores[None], _rows(scores, resamples, rng), axis=1)  # (resamples, S, K)
 
 
 def _ends(replicates: Floats, level: float) -> tuple[Floats, Floats]:
@@ -168,18 +171,20 @@ def paired_difference(
     y: ArrayLike,
     rng: np.random.Generator | int,
     *,
+    statistic: Statistic = iqm_statistic,
     level: float = 0.95,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Mean of X - Y over runs that share a seed (same start policy, same held-out states).
+    """A statistic of X minus the same of Y, for runs that share a seed (same start policy, same held-out states).
 
-    D = 1/(S K) sum_sk x_sk - y_sk; the pairs are resampled within tasks
+    D = f(x) - f(y); row s of x and row s of y are drawn together, within tasks
 
     Source: Agarwal et al. 2021, arXiv 2108.13264, for the stratified bootstrap.
     Args:
         x: (S, K) or (S,), finite.
         y: the same shape, row s from the same seed as row s of x.
         rng: generator, or the seed of one.
+        statistic: maps (..., S, K) to (...); the default is the interquartile mean.
         level: coverage asked for, in (0, 1).
         resamples: bootstrap replicates.
     Raises:
@@ -188,7 +193,9 @@ def paired_difference(
     xs, ys = _scores("x", x, finite=True), _scores("y", y, finite=True)
     if xs.shape != ys.shape:
         raise ValueError(f"x and y must have the same shape to be paired, got {xs.shape} and {ys.shape}")
-    return bootstrap_interval(xs - ys, rng, statistic=mean_statistic, level=level, resamples=resamples)
+    rows = _rows(xs, resamples, np.random.default_rng(rng))
+    replicates = statistic(np.take_along_axis(xs[None], rows, 1)) - statistic(np.take_along_axis(ys[None], rows, 1))
+    return _interval(np.asarray(statistic(xs) - statistic(ys)), replicates, level)
 
 
 def difference(
@@ -240,9 +247,7 @@ def curve_band(
         ValueError: no curves, NaN among them, a bad level or number of resamples.
     """
     y = _checked("curves", curves, (2,))
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
-    rows = np.random.default_rng(rng).integers(len(y), size=(resamples, len(y)))
+    rows = _rows(y[:, :1], resamples, np.random.default_rng(rng))[..., 0]  # (resamples, S)
     low, high = _ends(_trimmed_mean(y[rows], axis=1), level)
     return _trimmed_mean(y, axis=0), low, high
 

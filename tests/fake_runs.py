@@ -55,6 +55,11 @@ def write_run(
             auc = 0.5 + 0.4 * n / episodes if i % 3 == 0 else ""
             writer.writerow([n, float(np.interp(n, x, y)), 0.01 * rng.random(), auc])
     if finished:
-        result = {"success_rate": float(y[-1]), "episodes": episodes, "env_steps": steps[-1], "seconds": steps[-1] / 1e5}
+        result = {
+            "success_rate": float(y[-1]),
+            "episodes": episodes,
+            "env_steps": steps[-1],
+            "seconds": steps[-1] / 1e5,
+        }
         (folder / "result.json").write_text(json.dumps(result | {"finished": True}))
     return folder

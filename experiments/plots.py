@@ -1,0 +1,224 @@
+"""Figures of a comparison: learning curves and training diagnostics, drawn without a display."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
+
+from sppo.experiments import stats
+from sppo.experiments.results import Run
+from sppo.experiments.stats import Floats
+from sppo.experiments.summary import Table
+
+# Okabe and Ito's colours, told apart by colour-blind readers; black and yellow are left out, for they vanish on a dark
+# or a white page. The line styles tell the agents apart without any colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+# Text and axes are drawn in this ink, which the report replaces by the page's own.
+INK = "#1a1a19"
+
+X_LABELS = {"episodes": "training episodes", "env_steps": "environment steps", "seconds": "wall-clock time [s]"}
+STYLE: dict[Any, Any] = {
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sppo",
+}
+
+# Diagnostics in the order in which one reads them; tags that a run lacks are skipped, tags not named here follow.
+FIRST_TAGS = (
+    "rollout/success_rate",
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "train/approx_kl",
+    "train/clip_fraction",
+    "train/entropy_loss",
+    "train/policy_gradient_loss",
+    "train/value_loss",
+    "train/explained_variance",
+)
+# Counters only repeat the x axis.
+SKIPPED = ("time/total", "time/n_updates", "time/episodes", "time/steps", "time/seconds", "time/iterations", "count/")
+COUNTERS = ("train/n_updates",)
+MAX_PANELS = 24
+POINTS = 160
+
+
+def colour_of(agents: Sequence[str], agent: str) -> str:
+    """An agent keeps its colour over all figures of a comparison."""
+    return COLOURS[list(agents).index(agent) % len(COLOURS)]
+
+
+def _style_of(agents: Sequence[str], agent: str) -> Any:
+    return STYLES[list(agents).index(agent) % len(STYLES)]
+
+
+def common_grid(xs: Sequence[Floats], points: int = POINTS) -> Floats:
+    """The x values of all curves where they are few, evenly spaced ones where they are many."""
+    union = np.unique(np.concatenate(xs))
+    return union if len(union) <= points else np.linspace(union[0], union[-1], points)
+
+
+def align(xs: Sequence[Floats], ys: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """Curves on one grid, (N,) and (S, N): linear between records, level after a curve's last one."""
+    grid = common_grid(xs)
+    return grid, np.stack([np.interp(grid, x, y) for x, y in zip(xs, ys, strict=True)])
+
+
+def draw_curves(ax: Axes, table: Table, env_id: str, x: str) -> None:
+    """Success over one x: thin lines are seeds, the thick one their IQM, the band its bootstrap interval."""
+    for agent in table.agents:
+        runs = table.runs_of(env_id, agent)
+        if not runs:
+            continue
+        colour = colour_of(table.agents, agent)
+        for run in runs:
+            ax.plot(run.evals[x], run.evals["success_rate"], color=colour, linewidth=0.6, alpha=0.35)
+        grid, curves = align([run.evals[x] for run in runs], [run.evals["success_rate"] for run in runs])
+        middle, low, high = stats.curve_band(curves, 0, level=table.level)
+        ax.plot(grid, middle, color=colour, linewidth=2, linestyle=_style_of(table.agents, agent))
+        if len(runs) > 1:
+            ax.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
+    ax.axhline(table.threshold, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
+    ax.set_xlabel(X_LABELS[x])
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_xlim(left=0)
+    ax.xaxis.set_major_formatter(EngFormatter(sep="") if x != "seconds" else ScalarFormatter())
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _legend(table: Table, env_id: str) -> dict[str, Any]:
+    """The agents on a task and their number of seeds, as the arguments of a legend in one row."""
+    counts = {agent: len(table.runs_of(env_id, agent)) for agent in table.agents}
+    lines = {
+        f"{agent} (n = {n})": Line2D(
+            [], [], color=colour_of(table.agents, agent), linestyle=_style_of(table.agents, agent), linewidth=2
+        )
+        for agent, n in counts.items()
+        if n
+    }
+    return {"handles": list(lines.values()), "labels": list(lines), "ncols": len(lines), "handlelength": 2.6}
+
+
+def curves_figure(table: Table, env_ids: Sequence[str] | None = None) -> Figure:
+    """One row of panels per task: success over episodes, environment steps and wall-clock time."""
+    env_ids = table.env_ids if env_ids is None else list(env_ids)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 3.5 * len(env_ids)), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
+        axes = figure.subplots(len(env_ids), 3, squeeze=False, sharey=True)
+        for row, env_id in zip(axes, env_ids, strict=True):
+            for ax, x in zip(row, X_LABELS, strict=True):
+                draw_curves(ax, table, env_id, x)
+            row[0].set_ylabel("success rate on held-out starts")
+            row[0].set_title(env_id, loc="left", fontsize="medium", fontweight="bold")
+            # above the panels, where no curve runs; it may reach over its neighbours without moving them
+            legend = row[2].legend(
+                **_legend(table, env_id), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0.1
+            )
+            legend.set_in_layout(False)
+    return figure
+
+
+def plot_curves(table: Table, stem: Path | str) -> list[Path]:
+    """Write the learning curves as STEM.png and STEM.svg.
+
+    Args:
+        table: of `summarize`.
+        stem: path without its ending; its folder exists.
+    Returns:
+        the two paths.
+    """
+    figure = curves_figure(table)
+    paths = [Path(stem).with_name(Path(stem).name + ending) for ending in (".png", ".svg")]
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(paths[0], dpi=160)
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths
+
+
+def svg_of(figure: Figure) -> str:
+    """The figure as an SVG element for a page: no background, ink of the page's own colour."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor").strip()
+
+
+def diagnostic_tags(runs: Sequence[Run]) -> list[str]:
+    """Tags worth a panel: numbers that some run recorded at least twice, counters of time and budget aside."""
+    found = {
+        tag
+        for run in runs
+        for tag, values in run.progress.items()
+        if tag not in COUNTERS and not tag.startswith(SKIPPED) and np.isfinite(values).sum() > 1
+    }
+    named = [tag for tag in FIRST_TAGS if tag in found]
+    return (named + sorted(found - set(named)))[:MAX_PANELS]
+
+
+def _progress(run: Run, tag: str) -> tuple[Floats, Floats, str]:
+    """Where the tag was recorded, against episodes, or env steps or updates where those were not counted."""
+    values = run.progress[tag]
+    x, label = np.arange(1.0, len(values) + 1), "updates"
+    for column, name in (("time/total_timesteps", "env steps"), ("time/total_episodes", "episodes")):
+        if np.isfinite(run.progress.get(column, np.nan)).any():
+            x, label = run.progress[column], name
+    keep = np.isfinite(values) & np.isfinite(x)
+    return x[keep], values[keep], label
+
+
+def diagnostics_figure(table: Table, env_id: str) -> Figure | None:
+    """Training metrics of every agent on one task: IQM over seeds, the band spans all seeds. None: no metrics."""
+    runs = [run for run in table.runs if run.env_id == env_id]
+    tags = diagnostic_tags(runs)
+    if not tags:
+        return None
+    columns = 3
+    height = math.ceil(len(tags) / columns)
+    with matplotlib.rc_context({**STYLE, "font.size": 8.5}):
+        figure = Figure(figsize=(11, 2.1 * height), layout="constrained")
+        axes = figure.subplots(height, columns, squeeze=False).ravel()
+        for ax, tag in zip(axes, tags, strict=False):
+            label = ""
+            for agent in table.agents:
+                curves = [_progress(run, tag) for run in table.runs_of(env_id, agent) if tag in run.progress]
+                curves = [curve for curve in curves if len(curve[0])]
+                if not curves:
+                    continue
+                label = curves[0][2]
+                grid, ys = align([curve[0] for curve in curves], [curve[1] for curve in curves])
+                colour = colour_of(table.agents, agent)
+                middle = [stats.interquartile_mean(column) for column in ys.T]
+                ax.plot(grid, middle, color=colour, linewidth=1.4, linestyle=_style_of(table.agents, agent))
+                ax.fill_between(grid, ys.min(axis=0), ys.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+            ax.set_title(tag, loc="left", fontsize="medium")
+            ax.set_xlabel(label, fontsize="small")
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+            ax.xaxis.set_major_locator(MaxNLocator(4))
+            ax.yaxis.set_major_locator(MaxNLocator(4))
+        for ax in axes[len(tags) :]:
+            ax.set_axis_off()
+        figure.legend(**_legend(table, env_id), loc="outside upper right")
+    return figure
