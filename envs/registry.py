@@ -62,21 +62,26 @@ def episodes(env_id: str, **kwargs: Any) -> Episodes:
     """A batch of episodes of any registered environment: ours as arrays, any other through Gymnasium, row by row.
 
     Args:
-        env_id: a registered id, as `gymnasium.make` takes it.
+        env_id: a registered id, as `gymnasium.make` takes it: "module:id" imports the module that registers it.
         kwargs: the environment's own options (the dials of a task of ours).
 
     Raises:
         ValueError: an unknown id or option, or an environment whose spaces or missing time limit shut it out.
     """
+    module, _, name = env_id.rpartition(":")
     try:
-        spec = gym.spec(env_id)
-    except (gym.error.Error, ModuleNotFoundError):
-        raise ValueError(f"no environment is registered as {env_id!r}{_nearest(env_id, list(gym.registry))}") from None
+        if module:
+            importlib.import_module(module)
+        spec = gym.spec(name)
+    except gym.error.Error:
+        raise ValueError(f"no environment is registered as {name!r}{_nearest(name, list(gym.registry))}") from None
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{env_id!r} names a module that cannot be imported: {error}") from None
     if spec.entry_point == _ENTRY_POINT:
         return make_task(**{**spec.kwargs, **kwargs})
     from sppo.envs.replay import GymEpisodes
 
-    return GymEpisodes.of_id(env_id, **kwargs)
+    return GymEpisodes.of_id(name, **kwargs)
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -62,6 +62,8 @@ class GymEpisodes(Episodes):
         try:
             return cls(lambda: gym.make(env_id, disable_env_checker=True, **kwargs), name=env_id)
         except TypeError as error:
+            if not kwargs:
+                raise
             raise ValueError(f"{env_id} refuses an option{_hint(env_id, kwargs)}: {error}") from error
 
     def make_renderer(self) -> Renderer:

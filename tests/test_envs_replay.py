@@ -39,6 +39,20 @@ def test_the_example_in_the_docs(root: Path) -> None:
         gym.registry.pop("AcrobotUp-v0", None)
 
 
+def test_an_id_may_name_the_module_that_registers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_own_tasks.py").write_text(
+        "import gymnasium as gym\ngym.register('Mine-v0', entry_point='gymnasium.envs.classic_control:AcrobotEnv', "
+        "max_episode_steps=7)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert episodes("my_own_tasks:Mine-v0").horizon == 7
+    finally:
+        gym.registry.pop("Mine-v0", None)
+    with pytest.raises(ValueError, match="names a module that cannot be imported"):
+        episodes("no_such_module:Mine-v0")
+
+
 class Counter(gym.Env[Any, Any]):
     """Observes how often it was stepped and what its last action was; ends at `end`, or never."""
 
