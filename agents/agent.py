@@ -68,7 +68,10 @@ class AgentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "episodes_per_update", "n_epochs", "n_minibatches", "clip_range", "max_grad_norm"):
+        positive = (
+            "learning_rate critic_learning_rate episodes_per_update n_epochs n_minibatches clip_range max_grad_norm"
+        )
+        for name in positive.split():
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("n_steps", "batch_size", "microbatch_size", "target_kl", "clip_range_high"):
@@ -104,7 +107,7 @@ class Agent:
         **settings: Any,
     ) -> None:
         self.config: Any = config if config is not None else make_config(self.Config, settings)
-        self.network = {"net_arch": tuple(net_arch), "activation": activation}
+        self.network: dict[str, Any] = {"net_arch": tuple(net_arch), "activation": activation}
         if isinstance(env, Sampler):
             self.sampler: Any = env
         elif isinstance(env, Episodes):
@@ -150,7 +153,12 @@ class Agent:
         raise NotImplementedError(f"{type(self).__name__} gives no credit")
 
     def experience(
-        self, traj: Trajectories, advantages: Tensor, *, values: Tensor | None = None, value_targets: Tensor | None = None
+        self,
+        traj: Trajectories,
+        advantages: Tensor,
+        *,
+        values: Tensor | None = None,
+        value_targets: Tensor | None = None,
     ) -> Experience:
         """Experience with this agent's aggregation and, if so configured, whitened advantages."""
         weight, share = aggregation_weights(traj.valid, self.config.aggregation, getattr(self.sampler, "horizon", None))
@@ -198,6 +206,7 @@ class Agent:
         self, experience: Experience, metrics: dict[str, float], rollout_seconds: float, seconds: float
     ) -> dict[str, float]:
         """Advance the counters after an update, and put all metrics together."""
+        assert isinstance(experience.traj, Trajectories)
         before = self.num_steps, self.num_episodes
         self.n_updates += 1
         self.num_steps, self.num_episodes = self.sampler.counts["env_steps"], self.sampler.counts["episodes"]
@@ -265,7 +274,8 @@ class Agent:
     @staticmethod
     def with_critic(policy: dict[str, float], critic: dict[str, float]) -> dict[str, float]:
         """The metrics of both losses."""
-        return policy | {"train/value_loss": critic["train/value_loss"], "train/critic_grad_norm": critic["train/grad_norm"]}
+        loss, norm = critic["train/value_loss"], critic["train/grad_norm"]
+        return policy | {"train/value_loss": loss, "train/critic_grad_norm": norm}
 
     # Acting, saving and going on.
 
@@ -303,6 +313,6 @@ def make_config(kind: type[AgentConfig], settings: Mapping[str, Any]) -> AgentCo
     for name in settings:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise ValueError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {known}"))
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ValueError(f"unknown setting {name!r}; {hint}")
     return kind(**settings)
-

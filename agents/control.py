@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sppo.agents.batch import Trajectories
-from sppo.agents.networks import ControlPolicy, StartCritic, StepCritic, ValueLossName, make_policy
+from sppo.agents.networks import MLP, ControlPolicy, StartCritic, StepCritic, ValueLossName, make_policy
 from sppo.agents.protocols import Episodes, Snapshot
 from sppo.agents.rollout import run_episodes, within
 
 Array = NDArray[Any]
+_M = TypeVar("_M", bound=MLP)
 HELD_OUT_SEEDS = 2**32  # start seeds below are for evaluation, training draws from above
 
 
@@ -48,7 +50,7 @@ class ControlSampler:
         self.policy = policy or self._make(make_policy, env.single_observation_space, env.single_action_space)
         self._check(self.policy)
 
-    def _make(self, kind: Any, *args: Any, **kwargs: Any) -> Any:
+    def _make(self, kind: Callable[..., _M], *args: Any, **kwargs: Any) -> _M:
         return kind(*args, generator=self._torch_generator, **self.network, **kwargs)
 
     def _check(self, policy: ControlPolicy) -> None:
@@ -65,7 +67,7 @@ class ControlSampler:
         """A new critic of the start state alone, standardising observations as the policy does."""
         return self._critic(StartCritic, value_loss)
 
-    def _critic(self, kind: Any, value_loss: ValueLossName) -> Any:
+    def _critic(self, kind: type[_M], value_loss: ValueLossName) -> _M:
         critic = self._make(kind, self.policy.n_inputs, value_loss=value_loss)
         critic.standardise_as(self.policy)
         return critic
@@ -108,14 +110,10 @@ class ControlSampler:
             starts,
             [self.generators["actions"]],
             greedy=greedy,
-            limit=self.max_episode_steps if max_steps is None else max_steps,
+            max_steps=max_steps,
+            max_episode_steps=self.max_episode_steps,
             keep_states=keep_states,
         )
-        if max_steps is None and bool((traj.lengths >= self.max_episode_steps).any()):
-            raise ValueError(
-                f"an episode ran past {self.max_episode_steps} steps without ending; give the environment a horizon "
-                "(sppo.envs.SparseOutcome has one) or raise max_episode_steps"
-            )
         self.count(traj, fresh=not isinstance(starts, dict))
         return traj
 

@@ -1,4 +1,7 @@
-"""What a run logs of its episodes, credit and critic; tags as in stable-baselines3 where it has one. Never read by code."""
+"""What a run logs of its episodes, credit and critic, never read by code.
+
+Tags are stable-baselines3's where it has one.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,7 @@ def critic_metrics(experience: Experience) -> dict[str, float]:
         valid = experience.traj.valid
         values, targets = values[valid], targets[valid]
     metrics = {"train/explained_variance": explained_variance(values.flatten(), targets.flatten())}
+    assert isinstance(experience.traj, Trajectories)
     outcomes, start = experience.traj.outcomes, experience.values[:, 0]
     if bool(((outcomes == 0) | (outcomes == 1)).all()):
         metrics["critic/value_start"] = float(start.mean())

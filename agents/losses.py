@@ -45,7 +45,10 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def approximate_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """(B, T) the estimate r - 1 - log r of KL(old || new), never negative. Source: Schulman 2020, "Approximating KL"."""
+    """(B, T) estimates of KL(old || new): r - 1 - log r with r = exp(logprobs - old_logprobs), never negative.
+
+    Source: Schulman 2020, "Approximating KL divergence", where it is called k3.
+    """
     log_ratio = logprobs - old_logprobs
     return torch.expm1(log_ratio) - log_ratio
 

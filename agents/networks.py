@@ -13,13 +13,14 @@ from gymnasium.spaces import Box, Discrete, Space
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sppo.agents.batch import Trajectories
+from sppo.agents.batch import Choices
 from sppo.agents.losses import binary_cross_entropy, squared_error
 
 Activation = Literal["relu", "tanh"]
 ValueLossName = Literal["squared_error", "bce"]
 Array = NDArray[Any]
 _M = TypeVar("_M", bound="MLP")
+_ROUNDING = 1e-4
 
 
 class MLP(nn.Module):
@@ -53,7 +54,7 @@ class MLP(nn.Module):
         sizes = [n_inputs, *net_arch, n_outputs]
         for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
             scale = gain if i == len(net_arch) else math.sqrt(2)
-            weight = nn.init.orthogonal_(torch.empty(b, a), scale, generator=generator)  # type: ignore[arg-type]
+            weight = nn.init.orthogonal_(torch.empty(b, a), scale, generator=generator)
             self.weights.append(nn.Parameter(weight[None]))
             self.biases.append(nn.Parameter(torch.zeros(1, b, 1)))
 
@@ -128,7 +129,7 @@ class CategoricalPolicy(MLP):
     def __init__(self, n_inputs: int, n_actions: int, **kwargs: Any) -> None:
         super().__init__(n_inputs, n_actions, gain=0.01, **kwargs)
 
-    def evaluate(self, traj: Trajectories, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+    def evaluate(self, traj: Choices, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         log_p = self.forward(traj.inputs[:, : traj.valid.shape[1]]).log_softmax(0)
         logprobs = log_p.gather(0, traj.actions.unsqueeze(0)).squeeze(0)
         return logprobs, -(log_p.exp() * log_p).sum(0) if entropy else None
@@ -154,7 +155,7 @@ class _CategoricalActor:
         if noise is None:
             actions = logits.argmax(0)
         else:
-            # Inverse transform sampling: the first action whose cumulative (unnormalised) probability exceeds u * total.
+            # Inverse transform: the first action whose cumulative (unnormalised) probability exceeds u * total.
             cumulative = p.cumsum(0)
             actions = (cumulative[:-1] <= noise * cumulative[-1]).sum(0)
         return actions, logits[actions, np.arange(len(actions))] - np.log(p.sum(0))
@@ -169,10 +170,10 @@ class GaussianPolicy(MLP):
         super().__init__(n_inputs, n_actions, gain=0.01, **kwargs)
         self.log_std = nn.Parameter(torch.full((1, n_actions), log_std_init))
 
-    def evaluate(self, traj: Trajectories, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+    def evaluate(self, traj: Choices, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         mean = self.forward(traj.inputs[:, : traj.valid.shape[1]]).movedim(0, -1)  # (B, T, A)
         n_networks, n_actions = self.log_std.shape
-        z = (traj.actions - mean).view(n_networks, -1, n_actions) * torch.exp(-self.log_std)[:, None]
+        z = (traj.actions - mean).reshape(n_networks, -1, n_actions) * torch.exp(-self.log_std)[:, None]
         log_normaliser = self.log_std.sum(1, keepdim=True) + 0.5 * math.log(2 * math.pi) * n_actions  # (S, 1)
         logprobs = (-0.5 * z.square().sum(-1) - log_normaliser).view(mean.shape[:-1])
         if not entropy:
@@ -223,6 +224,8 @@ class _Value(MLP):
 
     def __init__(self, n_inputs: int, *, value_loss: ValueLossName, **kwargs: Any) -> None:
         super().__init__(n_inputs, 1, **kwargs)
+        if value_loss not in ("squared_error", "bce"):
+            raise ValueError(f"value_loss must be 'squared_error' or 'bce', got {value_loss!r}")
         self.value_loss = value_loss
 
     def head(self, observations: Tensor) -> Tensor:
@@ -234,12 +237,14 @@ class _Value(MLP):
     def head_loss(self, head: Tensor, targets: Tensor) -> Tensor:
         if self.value_loss == "squared_error":
             return squared_error(head, targets)
-        if bool((targets < 0).any()) or bool((targets > 1).any()):
+        low, high = float(targets.min()), float(targets.max())
+        # A step's target is its advantage plus its value: rounding may carry it out of [0, 1] by a hair.
+        if low < -_ROUNDING or high > 1 + _ROUNDING:
             raise ValueError(
-                f"{type(self).__name__} with binary cross-entropy needs returns in [0, 1], got "
-                f"[{float(targets.min()):g}, {float(targets.max()):g}]; use value_loss='squared_error' instead"
+                f"{type(self).__name__} with binary cross-entropy needs returns in [0, 1], got [{low:g}, {high:g}]; "
+                "use value_loss='squared_error' instead"
             )
-        return binary_cross_entropy(head, targets)
+        return binary_cross_entropy(head, targets.clamp(0, 1))
 
 
 class StepCritic(_Value):
@@ -247,12 +252,12 @@ class StepCritic(_Value):
 
     memoryless = True
 
-    def values(self, traj: Trajectories) -> Tensor:
+    def values(self, traj: Choices) -> Tensor:
         """(B, T + 1), in units of return."""
         with torch.no_grad():
             return self.in_units_of_return(self.head(traj.inputs))
 
-    def loss(self, traj: Trajectories, targets: Tensor) -> Tensor:
+    def loss(self, traj: Choices, targets: Tensor) -> Tensor:
         """(B, T) against targets (B, T)."""
         return self.head_loss(self.head(traj.inputs[:, : traj.valid.shape[1]]), targets)
 
@@ -262,11 +267,11 @@ class StartCritic(_Value):
 
     memoryless = False
 
-    def value(self, traj: Trajectories) -> Tensor:
+    def value(self, traj: Choices) -> Tensor:
         """(B,), in units of return."""
         with torch.no_grad():
             return self.in_units_of_return(self.head(traj.inputs[:, 0]))
 
-    def loss(self, traj: Trajectories, targets: Tensor) -> Tensor:
+    def loss(self, traj: Choices, targets: Tensor) -> Tensor:
         """(B, 1) against targets (B, 1)."""
         return self.head_loss(self.head(traj.inputs[:, :1]), targets)

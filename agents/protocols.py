@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from gymnasium import Space
 
-    from sppo.agents.batch import Trajectories
+    from sppo.agents.batch import Choices, Trajectories
 
 Snapshot = dict[str, NDArray[Any]]
 """Complete states of n episodes, time included: named arrays, all with leading axis n."""
@@ -58,24 +58,27 @@ class Policy(Protocol):
     memoryless: bool
     """True where an action depends on the current state alone, so that minibatches may be cut over steps."""
 
-    def evaluate(self, traj: Trajectories, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+    def evaluate(self, traj: Choices, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (B, T) of the actions taken and, if asked for, entropies (B, T), both in nats."""
 
 
 class Critic(Protocol):
     """A value function; its unit (logit or return) stays inside."""
 
-    def loss(self, traj: Trajectories, targets: Tensor) -> Tensor:
+    memoryless: bool
+    """True where a value depends on the current state alone, so that minibatches may be cut over steps."""
+
+    def loss(self, traj: Choices, targets: Tensor) -> Tensor:
         """Per-prediction loss: (B, T) for a step critic against targets (B, T), (B,) for a start critic."""
 
 
 class StepCritic(Critic, Protocol):
-    def values(self, traj: Trajectories) -> Tensor:
+    def values(self, traj: Choices) -> Tensor:
         """(B, T + 1) in units of return, of every state up to and including the last."""
 
 
 class StartCritic(Critic, Protocol):
-    def value(self, traj: Trajectories) -> Tensor:
+    def value(self, traj: Choices) -> Tensor:
         """(B,) in units of return, from the start state alone."""
 
 

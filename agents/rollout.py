@@ -24,7 +24,8 @@ def run_episodes(
     generators: Sequence[np.random.Generator],
     *,
     greedy: bool,
-    limit: int | Array,
+    max_steps: int | Array | None,
+    max_episode_steps: int,
     keep_states: bool,
 ) -> Trajectories:
     """See `ControlSampler.rollout`. With S stacked policies the rows are theirs in S equal, consecutive shares.
@@ -35,7 +36,8 @@ def run_episodes(
         starts: (n,) start seeds, or n states to resume from.
         generators: of actions, one per stacked policy.
         greedy: take the mode instead of sampling.
-        limit: a number of steps for all, or (n,); rows cut there are marked truncated.
+        max_steps: for all, or (n,); rows cut there are marked truncated.
+        max_episode_steps: without max_steps, an episode that runs longer is an error.
         keep_states: record the state before every step, and at the cut.
     """
     actor = policy.actor()
@@ -43,12 +45,12 @@ def run_episodes(
     n = len(obs)
     if n % len(generators):
         raise ValueError(f"{n} starts cannot be shared equally by {len(generators)} policies")
-    limit = np.broadcast_to(np.asarray(limit), (n,))
+    limit = np.broadcast_to(np.asarray(max_episode_steps if max_steps is None else max_steps), (n,))
     store = _Store(n, min(int(limit.max(initial=0)), getattr(env, "horizon", None) or 256), obs.shape[1], actor)
     terminated, truncated, lengths = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, np.int64)
     snapshots: list[Snapshot] = []
     positions: list[Array] = []
-    rows, t, soonest = np.arange(n), 0, limit.min(initial=0)
+    rows, t, soonest = np.arange(n), 0, int(limit.min()) if n else 0
     act = _Act(actor, generators, n, greedy)
     while len(rows):
         if keep_states:
@@ -57,6 +59,11 @@ def run_episodes(
             positions[-1][rows] = np.arange(len(rows))
         store.observe(t, rows, obs)
         if t >= soonest:
+            if max_steps is None:
+                raise ValueError(
+                    f"an episode ran past {max_episode_steps} steps without ending; give the environment a horizon "
+                    "(sppo.envs.SparseOutcome has one) or raise max_episode_steps"
+                )
             cut = limit[rows] <= t
             truncated[rows[cut]], lengths[rows[cut]] = True, t
             if cut.all():
@@ -100,8 +107,10 @@ class _Act:
 
     def __call__(self, rows: Array, observations: Array) -> tuple[Array, Array]:
         actor, alone = self.actor, len(self.generators) == 1
+        owner: int | Array = 0
+        counts = [len(rows)]
         if alone:
-            outputs, owner, counts = actor.outputs(observations), 0, [len(rows)]
+            outputs = actor.outputs(observations)
         else:
             owner = rows // self.share
             counts = np.bincount(owner, minlength=len(self.generators)).tolist()
@@ -134,9 +143,17 @@ class States:
         index = rows if isinstance(rows, slice) else rows.cpu().numpy()
         return States(self.snapshots, self.position[:, index])
 
+    def running(self, rows: Array, steps: Array) -> NDArray[np.bool_]:
+        """(n,) True where the row was still running before the step."""
+        return self._find(rows, steps) >= 0
+
+    def _find(self, rows: Array, steps: Array) -> Array:
+        ended = np.full((1, self.position.shape[1]), -1)
+        return np.concatenate([self.position, ended])[np.minimum(steps, len(self.position)), rows]
+
     def at(self, rows: Array, steps: Array) -> Snapshot:
         """States (n, ...) of these rows before these steps: starts to resume from."""
-        found = self.position[steps, rows]
+        found = self._find(rows, steps)
         if (found < 0).any():
             i = int(np.argmax(found < 0))
             raise ValueError(f"row {rows[i]} has no running state at step {steps[i]}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sppo.agents.batch import Trajectories
 from sppo.agents.protocols import Snapshot
@@ -25,7 +26,8 @@ class Stream:
     def next(self, n_slots: int) -> Trajectories:
         """Parts of episodes, n_slots x n_steps steps in all."""
         n_live = len(next(iter(self.live.values()))) if self.live else 0
-        pending: list[tuple[Any, np.ndarray]] = [(self.sampler.starts(n_slots - n_live), np.full(n_slots - n_live, self.n_steps))]
+        fresh = n_slots - n_live
+        pending: list[tuple[Any, NDArray[np.int64]]] = [(self.sampler.starts(fresh), np.full(fresh, self.n_steps))]
         if self.live:
             pending.append((self.live, np.full(n_live, self.n_steps)))
         parts: list[Trajectories] = []
@@ -36,7 +38,8 @@ class Stream:
                 continue
             traj = self.sampler.rollout(starts, max_steps=left, keep_states=True)
             lengths = traj.lengths.numpy()
-            rows = np.flatnonzero(traj.truncated.numpy() & (lengths == left))
+            # A row that ended by itself at the very cut has no state to go on from.
+            rows = np.flatnonzero(traj.states.running(np.arange(len(left)), left))
             if len(rows):
                 cut.append(traj.states.at(rows, lengths[rows]))
             parts.append(replace(traj, states=None))

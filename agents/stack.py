@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -33,13 +32,13 @@ def learn(
     callbacks: Sequence[Any] | None = None,
     progress_bar: bool = False,
 ) -> None:
-    """See `Agent.learn`: the same for several agents, one callback each; those that are done leave the others to go on."""
+    """See `Agent.learn`: the same for several agents, one callback each; those that are done leave the others."""
     if total_episodes is None and total_steps is None:
         raise ValueError("learn needs total_episodes or total_steps")
 
     def share_done(agent: Agent) -> float:
-        by_episodes = agent.num_episodes / total_episodes if total_episodes else 0.0
-        return max(by_episodes, agent.num_steps / total_steps if total_steps else 0.0)
+        budgets = ((agent.num_episodes, total_episodes), (agent.num_steps, total_steps))
+        return max(spent / budget if budget > 0 else 1.0 for spent, budget in budgets if budget is not None)
 
     told = {id(agent): as_callback(c) for agent, c in zip(agents, callbacks or [None] * len(agents), strict=True)}
     for agent in agents:
@@ -61,7 +60,7 @@ def learn(
 
 
 def can_stack(agents: Sequence[Agent]) -> bool:
-    """True where the agents differ by seed alone and collect in the plain way."""
+    """True where the agents differ by seed alone, share one environment and collect in the plain way."""
     first = agents[0]
     return all(
         type(agent) is type(first)
@@ -70,6 +69,8 @@ def can_stack(agents: Sequence[Agent]) -> bool:
         and agent.config.microbatch_size is None
         and replace(agent.config, seed=0) == replace(first.config, seed=0)
         and agent.network == first.network
+        and agent.sampler.env is first.sampler.env
+        and agent.sampler.max_episode_steps == first.sampler.max_episode_steps
         for agent in agents
     )
 
@@ -83,7 +84,9 @@ class Stack:
 
     def __init__(self, agents: Sequence[Agent]) -> None:
         if len(agents) > 1 and not can_stack(agents):
-            raise ValueError("agents can be stacked if they differ by seed alone and collect whole episodes plainly")
+            raise ValueError(
+                "agents can be stacked if they differ by seed alone, share one environment and collect whole episodes"
+            )
         self.agents = list(agents)
         if len(agents) == 1:
             return
@@ -117,7 +120,8 @@ class Stack:
             np.concatenate([agent.starts() for agent in self.agents]),
             [sampler.generators["actions"] for sampler in samplers],
             greedy=False,
-            limit=samplers[0].max_episode_steps,
+            max_steps=None,
+            max_episode_steps=samplers[0].max_episode_steps,
             keep_states=False,
         )
 
@@ -166,7 +170,11 @@ class Stack:
             for d, agent in zip(data, self.agents, strict=True)
         ]
         averages = [Averages() for _ in self.agents]
-        for parts in zip_longest(*orders):
+        while True:
+            # An agent that has stopped draws no further minibatches, as when it learns alone.
+            parts = [None if a.early_stop else next(order, None) for a, order in zip(averages, orders, strict=True)]
+            if all(part is None for part in parts):
+                break
             batch = side_by_side(parts)
             share = batch.share.view(n, -1).sum(1)
             weight = batch.weight.view(n, -1) / share.clamp(min=1e-12)[:, None]
@@ -221,9 +229,12 @@ class StackLearner:
     def step(self, learns: Sequence[bool]) -> list[float]:
         """Clip each network's gradient and step those that learn; gradient norms before clipping."""
         norms = torch.linalg.vector_norm(self.grad, dim=1)
-        for learner, norm, own, active in zip(self.learners, norms.tolist(), self.grad, learns, strict=True):
+        told: list[float] = norms.tolist()
+        for learner, norm, own, active in zip(self.learners, told, self.grad, learns, strict=True):
             learner.check(norm)
             learner.flat.grad = own if active else None
         self.grad *= (self.learners[0].max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1.0)[:, None]
         self.optimizer.step()
-        return norms.tolist()
+        for learner, own in zip(self.learners, self.grad, strict=True):
+            learner.flat.grad = own  # so that it can go on alone
+        return told

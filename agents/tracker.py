@@ -35,6 +35,8 @@ class BetaTable:
     def __init__(self, forgetting: float, prior_count: float) -> None:
         if not 0 < forgetting <= 1:
             raise ValueError(f"forgetting must be in (0, 1], got {forgetting}")
+        if not prior_count > 0:
+            raise ValueError(f"prior_count must be positive, got {prior_count}")
         self.forgetting, self.prior = forgetting, prior_count / 2
         self.counts: dict[int, tuple[float, float]] = {}
 

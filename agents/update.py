@@ -22,10 +22,13 @@ Stats = dict[str, Tensor]
 class Loss(Protocol):
     """A per-step loss over experience."""
 
-    memoryless: bool
-    """True where each step can be evaluated alone, so that minibatches are cut over steps; else over rows."""
-    block: int
-    """Rows that must stay together, as neighbours, in one minibatch: 1, or 2 for preference pairs."""
+    @property
+    def memoryless(self) -> bool:
+        """True where each step can be evaluated alone, so that minibatches are cut over steps; else over rows."""
+
+    @property
+    def block(self) -> int:
+        """Rows that must stay together, as neighbours, in one minibatch: 1, or 2 for preference pairs."""
 
     def __call__(self, batch: Experience) -> tuple[Tensor, Stats]:
         """The loss of each step (B, T), and detached (B, T) statistics to be averaged with the same weights."""
@@ -67,7 +70,7 @@ class PolicyLoss:
 
 @dataclass(frozen=True)
 class LogLikelihoodLoss:
-    """Negative log-likelihood of the actions taken: behaviour cloning, supervised fine-tuning, rejection fine-tuning."""
+    """Negative log-likelihood of the actions taken: cloning, supervised fine-tuning, rejection fine-tuning."""
 
     policy: Policy
     block: int = 1
@@ -122,7 +125,7 @@ class LocalLearner:
         self.grad.zero_()
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self) -> float:
         norm = float(self.grad.norm())
