@@ -26,7 +26,7 @@ def surrogate(ratio: float, advantage: float, low: float = 0.2, high: float = 0.
     logprob = torch.tensor([[log(ratio) - 1.0]], requires_grad=True)
     loss = clipped_surrogate(logprob, torch.tensor([[-1.0]]), torch.tensor([[advantage]]), clip_low=low, clip_high=high)
     (gradient,) = torch.autograd.grad(loss.sum(), logprob)
-    return float(loss), float(gradient)
+    return float(loss.detach()), float(gradient)
 
 
 @pytest.mark.parametrize(
