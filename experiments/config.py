@@ -1,0 +1,171 @@
+"""What a run is: everything needed to make it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sppo.agents import AGENTS, Agent
+from sppo.agents.agent import make_config
+from sppo.agents.storage import load_policy
+from sppo.envs import episodes
+from sppo.experiments.sft import about_policy
+from sppo.experiments.tasks import STARTS, short_name, task
+
+PACKAGES = ("sppo", "torch", "numpy", "gymnasium", "stable-baselines3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One agent, one task, one seed."""
+
+    agent: str = "sppo"
+    env_id: str = "sppo/PrecisionCartPole-v0"
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    start: str = "auto"
+    """The start policy: "auto" (the one that ships for the task and seed, if any), "none", or a path."""
+    total_episodes: int | None = None
+    """None: as many as the paper's figure has."""
+    total_steps: int | None = None
+    """A budget in environment steps beside the one in episodes."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the agent that differ from its defaults and the task's."""
+    net_arch: tuple[int, ...] = (64, 64)
+    activation: str = "relu"
+    n_evals: int = 20
+    """Evaluations during the run, evenly spaced, beside the one before it."""
+    n_eval_episodes: int = 256
+    """Held-out start states of each evaluation, with sampled actions, outside the budget."""
+    stop_at_success: float | None = None
+    """End the run once an evaluation reaches this success rate."""
+    checkpoint_freq: int = 20
+    """Updates between checkpoints."""
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fill in what the task and the agent decide, and check everything that can be checked before the run.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    if config.agent not in AGENTS:
+        raise ValueError(_unknown("agent", config.agent, list(AGENTS)))
+    if config.total_episodes is not None and config.total_episodes < 1:
+        raise ValueError(f"total_episodes must be positive, got {config.total_episodes}")
+    if config.n_evals < 1 or config.n_eval_episodes < 1 or config.checkpoint_freq < 1:
+        raise ValueError("n_evals, n_eval_episodes and checkpoint_freq must be positive")
+    if config.seed < 0:
+        raise ValueError(f"seed must not be negative, got {config.seed}")
+    about = task(config.env_id)
+    settings = {"episodes_per_update": about.episodes_per_update, **config.settings, "seed": config.seed}
+    full = make_config(AGENTS[config.agent].Config, settings)
+    start = find_start(config)
+    network: dict[str, Any] = {}
+    if start is not None:
+        policy = about_policy(start)["policy"]
+        network = {"net_arch": tuple(policy["net_arch"]), "activation": policy["activation"]}
+    return dataclasses.replace(
+        config,
+        settings=dataclasses.asdict(full),
+        start="none" if start is None else _portable(start),
+        total_episodes=config.total_episodes or about.total_episodes,
+        **network,
+    )
+
+
+def find_start(config: RunConfig) -> Path | None:
+    """The start policy's file, or None."""
+    if config.start == "none":
+        return None
+    if config.start == "auto":
+        shipped = sorted((STARTS / short_name(config.env_id)).glob("*.safetensors"), key=lambda path: int(path.stem))
+        return shipped[config.seed % len(shipped)] if shipped else None
+    path = Path(config.start)
+    if not path.is_absolute() and not path.exists():
+        path = STARTS / config.start
+    if path.is_dir():
+        path = path / f"{config.seed}.safetensors"
+    if not path.exists():
+        raise ValueError(f"there is no start policy at {config.start}; `sppo sft` makes them, or say `--start none`")
+    return path
+
+
+def _portable(path: Path) -> str:
+    """Relative to the shipped start policies where it is one of them, so that a config can be re-run elsewhere."""
+    return str(path.relative_to(STARTS)) if path.is_relative_to(STARTS) else str(path.resolve())
+
+
+def make_agent(config: RunConfig) -> Agent:
+    """The agent of a resolved config, with its start policy."""
+    env = episodes(config.env_id, **config.env_kwargs)
+    kind = AGENTS[config.agent]
+    agent = kind(
+        env,
+        config=make_config(kind.Config, config.settings),
+        net_arch=config.net_arch,
+        activation=config.activation,
+    )
+    start = find_start(config)
+    if start is not None:
+        load_policy(agent.policy, start)
+        if hasattr(agent.critic, "standardise_as"):
+            agent.critic.standardise_as(agent.policy)
+    return agent
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """The config, with the versions and the commit that made the run."""
+    return {**dataclasses.asdict(config), "versions": versions()}
+
+
+def from_json(content: dict[str, Any], source: str = "the config") -> RunConfig:
+    """The config that `to_json` wrote.
+
+    Raises:
+        ValueError: for an unknown field, naming the nearest.
+    """
+    known = [f.name for f in dataclasses.fields(RunConfig)]
+    content = {name: value for name, value in content.items() if name != "versions"}
+    for name in content:
+        if name not in known:
+            raise ValueError(f"{source}: {_unknown('field', name, known)}")
+    if "net_arch" in content:
+        content["net_arch"] = tuple(content["net_arch"])
+    return RunConfig(**content)
+
+
+def read_config(path: Path) -> RunConfig:
+    """A run's config from its config.json, or from the folder that holds one."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        return from_json(json.loads(file.read_text()), str(file))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read the run's config {file}: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the packages that decide a result, and the commit of the tree, if it is one."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    here = Path(__file__).parent
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return found | ({"commit": git.stdout.strip()} if git.returncode == 0 else {})
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"unknown {kind} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")

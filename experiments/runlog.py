@@ -1,0 +1,123 @@
+"""What a run leaves to look at: JSON lines, CSV and TensorBoard events, all of the same numbers.
+
+The JSON lines are the record; CSV and events are made from them, so a run that goes on after a kill rewinds its record
+to the checkpoint and writes the others anew: no step appears twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+Record = dict[str, float]
+PROGRESS, EVALS = "progress.jsonl", "evals.jsonl"
+UPDATE = {PROGRESS: "time/n_updates", EVALS: "n_updates"}
+
+
+class RunLog:
+    """The log of one run.
+
+    Args:
+        folder: the run's.
+        keep_updates: rewind the record to this update; 0 for a fresh run.
+    """
+
+    def __init__(self, folder: Path, keep_updates: int = 0) -> None:
+        self.folder = folder
+        kept = {name: _rewind(folder / name, UPDATE[name], keep_updates) for name in UPDATE}
+        for events in folder.glob("events.out.tfevents.*"):
+            events.unlink()
+        self.writer = SummaryWriter(str(folder))
+        self.files = {name: (folder / name).open("a", encoding="utf-8") for name in UPDATE}
+        self.tables = {name: _Table(folder / name.replace(".jsonl", ".csv"), kept[name]) for name in UPDATE}
+        for record in kept[PROGRESS]:
+            self._scalars(record)
+
+    def update(self, metrics: Mapping[str, float]) -> None:
+        """One update's metrics."""
+        self._append(PROGRESS, metrics)
+        self._scalars(metrics)
+
+    def evaluation(self, record: Mapping[str, float]) -> None:
+        """One evaluation on held-out starts."""
+        self._append(EVALS, record)
+
+    def flush(self) -> None:
+        for file in (*self.files.values(), *(table.file for table in self.tables.values())):
+            file.flush()
+        self.writer.flush()
+
+    def close(self, settings: Mapping[str, Any] | None = None, results: Mapping[str, float] | None = None) -> None:
+        """Finish; with settings and final results, these go to TensorBoard's HPARAMS tab."""
+        if settings is not None and results is not None:
+            flat = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in settings.items()}
+            final = {f"final/{name}": value for name, value in results.items()}
+            for summary in hparams(flat, final):
+                self.writer.file_writer.add_summary(summary)
+            for name, value in final.items():
+                self.writer.add_scalar(name, value, 0)
+        self.flush()
+        for file in (*self.files.values(), *(table.file for table in self.tables.values())):
+            file.close()
+        self.writer.close()
+
+    def _append(self, name: str, record: Mapping[str, float]) -> None:
+        # JSON has no nan: what cannot be said is left out.
+        finite = {k: v for k, v in record.items() if math.isfinite(v)}
+        self.files[name].write(json.dumps(finite) + "\n")
+        self.tables[name].append(finite)
+
+    def _scalars(self, record: Mapping[str, float]) -> None:
+        step = int(record["time/total_timesteps"])
+        for tag, value in record.items():
+            if math.isfinite(value):
+                self.writer.add_scalar(tag, value, step)
+
+
+class _Table:
+    """A CSV whose header grows: a new column writes the file anew."""
+
+    def __init__(self, path: Path, records: Iterable[Record]) -> None:
+        self.path, self.records = path, list(records)
+        self.columns: list[str] = []
+        self._rewrite({})
+
+    def append(self, record: Record) -> None:
+        self.records.append(record)
+        if record.keys() - set(self.columns):
+            self._rewrite(record)
+        else:
+            self.writer.writerow(record)
+
+    def _rewrite(self, record: Record) -> None:
+        if hasattr(self, "file"):
+            self.file.close()
+        for known in (*self.records, record):
+            self.columns += [name for name in known if name not in self.columns]
+        self.file = self.path.open("w", newline="", encoding="utf-8")
+        self.writer = csv.DictWriter(self.file, self.columns, restval="")
+        self.writer.writeheader()
+        self.writer.writerows(self.records)
+
+
+def _rewind(path: Path, update: str, keep_updates: int) -> list[Record]:
+    """Cut a record back to what a checkpoint knows; a line that a kill cut short goes too."""
+    kept = []
+    if path.exists() and keep_updates > 0:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if record[update] > keep_updates:
+                break
+            kept.append(record)
+    path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    return kept

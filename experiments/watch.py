@@ -1,0 +1,53 @@
+"""An animated picture of a trained policy at work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+from PIL import Image
+
+from sppo.agents.storage import read_agent, restore_agent
+from sppo.envs import episodes
+from sppo.envs.adapters import EpisodeEnv
+from sppo.experiments.checkpoints import checkpoint, good_updates
+from sppo.experiments.config import make_agent, read_config
+
+
+def watch(run: Path, out: Path | None = None, *, n_episodes: int = 3, fps: int = 30, max_frames: int = 600) -> Path:
+    """Write an animated GIF of episodes on held-out starts, with the policy of the run's newest checkpoint.
+
+    Args:
+        run: a run folder.
+        out: the file to write; by default video.gif in the run folder.
+        n_episodes: episodes to show.
+        fps: frames per second of the picture.
+        max_frames: long episodes are thinned out to this many frames in all.
+
+    Raises:
+        ValueError: if the folder holds no run, no checkpoint, or a task that cannot be drawn.
+    """
+    config = read_config(run)
+    update = next(good_updates(run, print), None)
+    if update is None:
+        raise ValueError(f"{run} has no checkpoint to watch")
+    agent = make_agent(config)
+    restore_agent(agent, *read_agent(checkpoint(run, update)))
+    env: gym.Env = EpisodeEnv(episodes(config.env_id, **config.env_kwargs), render_mode="rgb_array")
+    frames: list[np.ndarray] = []
+    for episode in range(n_episodes):
+        obs, _ = env.reset(options={"episode_seed": episode})
+        over = False
+        while not over:
+            action, _ = agent.predict(obs)
+            obs, _, terminated, truncated, _ = env.step(action)
+            over = bool(terminated or truncated)
+            frame = env.render()
+            assert isinstance(frame, np.ndarray)
+            frames.append(frame)
+    chosen = frames[:: max(1, -(-len(frames) // max_frames))]
+    images = [Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE) for frame in chosen]
+    out = out or run / "video.gif"
+    images[0].save(out, save_all=True, append_images=images[1:], duration=1000 // fps, loop=0)
+    return out
