@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ TENSORS, VALUES = "agent.safetensors", "agent.json"
 def save_policy(policy: nn.Module, path: Path, about: dict[str, Any]) -> None:
     """One policy's weights, with a JSON of what it is beside them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in policy.state_dict().items()}, path)
+    path.write_bytes(save({k: v.contiguous() for k, v in policy.state_dict().items()}))  # save_file: readable by none else
     path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
 
 

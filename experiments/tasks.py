@@ -28,10 +28,11 @@ TASKS = {
     "sppo/Hopper-v0": Task(
         episodes_per_update=8,
         total_episodes=20_000,
-        sft={"learning_rate": 5e-4, "check_every": 25, "check_episodes": 40, "measure_episodes": 256},
+        sft={"learning_rate": 5e-4, "check_every": 25, "check_episodes": 40, "measure_episodes": 128},
     ),
     "sppo/LunarLander-v0": Task(episodes_per_update=16, total_episodes=30_000),
-    "sppo/Pendulum-v0": Task(episodes_per_update=16, total_episodes=40_000),
+    # Torques at random succeed in 10 % of episodes, and a policy that has learned little in 20 %.
+    "sppo/Pendulum-v0": Task(episodes_per_update=16, total_episodes=40_000, sft={"low": 0.1, "high": 0.3}),
 }
 
 
