@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from scipy.signal import lfilter
 from torch import Tensor
@@ -20,7 +19,7 @@ def discounted_sum(x: Tensor, discount: float) -> Tensor:
     """
     reverse = x.detach().cpu().double().numpy()[:, ::-1]
     y = lfilter([1.0], [1.0, -discount], reverse, axis=1)[:, ::-1]
-    return torch.from_numpy(np.ascontiguousarray(y)).to(x)
+    return torch.from_numpy(y.copy()).to(x)
 
 
 def generalized_advantage(

@@ -19,6 +19,7 @@ def test_discounted_sum_by_hand() -> None:
     assert discounted_sum(x, 0.5).tolist() == [[10, 4, 4]]
     assert discounted_sum(x, 1.0).tolist() == [[14, 6, 4]]
     assert discounted_sum(x, 0.0).tolist() == [[8, 2, 4]]
+    assert discounted_sum(x[:, :1], 0.5).tolist() == [[8]]
 
 
 def test_discounted_sum_of_long_rows_does_not_drift() -> None:
