@@ -174,6 +174,8 @@ def fitted(agent: Agent, n: int, n_epochs: int, n_minibatches: int) -> Trajector
     """Fit the critic to n episodes of the random policy; nothing else learns."""
     with torch.no_grad():
         agent.policy.weights[-1].zero_()
+        agent.critic.obs_mean.copy_(torch.tensor([[0.5, 0.5]]))  # inputs near 0 and 1 are quicker to fit
+        agent.critic.obs_std.copy_(torch.tensor([[0.25, 0.25]]))
     traj = agent.sampler.rollout(agent.sampler.starts(n))
     data = agent.critic_experience(agent.credit(traj))
     for learning_rate in (0.01, 0.001):
