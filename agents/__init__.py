@@ -3,8 +3,10 @@
 from sppo.agents.agent import Agent, AgentConfig
 from sppo.agents.batch import Experience, Trajectories
 from sppo.agents.control import ControlSampler
+from sppo.agents.grpo import GRPO
 from sppo.agents.ppo import PPO, PPOBCE
 from sppo.agents.reinforce import Reinforce
+from sppo.agents.rloo import RLOO
 from sppo.agents.sppo import SPPO
 from sppo.agents.tracker import Tracker
 
@@ -14,12 +16,16 @@ AGENTS: dict[str, type[Agent]] = {
     "sppo": SPPO,
     "tracker": Tracker,
     "reinforce": Reinforce,
+    "grpo": GRPO,
+    "rloo": RLOO,
 }
 
 __all__ = [
     "AGENTS",
+    "GRPO",
     "PPO",
     "PPOBCE",
+    "RLOO",
     "SPPO",
     "Agent",
     "AgentConfig",

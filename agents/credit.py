@@ -94,3 +94,18 @@ def whiten(advantages: Tensor, valid: Tensor) -> Tensor:
     if chosen.numel() < 2:
         return advantages
     return (advantages - chosen.mean()) / (chosen.std() + 1e-8) * valid
+
+
+def group_statistics(outcomes: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation (divisor G) and size of each row's group, all (B,).
+
+    Args:
+        outcomes: (B,) R.
+        group: (B,) int64 ids, from 0; rows from the same start share one.
+    """
+    n = int(group.max()) + 1 if len(group) else 0
+    size = torch.zeros(n, dtype=outcomes.dtype).index_add(0, group, torch.ones_like(outcomes))
+    mean = torch.zeros(n, dtype=outcomes.dtype).index_add(0, group, outcomes) / size
+    spread = (outcomes - mean[group]).square()
+    std = (torch.zeros(n, dtype=outcomes.dtype).index_add(0, group, spread) / size).sqrt()
+    return mean[group], std[group], size[group]

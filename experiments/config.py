@@ -7,6 +7,7 @@ import difflib
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from sppo.agents import AGENTS, Agent
 from sppo.agents.agent import make_config
 from sppo.agents.storage import load_policy
-from sppo.envs import episodes
+from sppo.envs import Episodes, episodes
 from sppo.experiments.sft import about_policy
 from sppo.experiments.tasks import STARTS, short_name, task
 
@@ -103,9 +104,19 @@ def _portable(path: Path) -> str:
     return str(path.relative_to(STARTS)) if path.is_relative_to(STARTS) else str(path.resolve())
 
 
-def make_agent(config: RunConfig) -> Agent:
-    """The agent of a resolved config, with its start policy."""
-    env = episodes(config.env_id, **config.env_kwargs)
+def make_agents(configs: Sequence[RunConfig]) -> list[Agent]:
+    """The agents of resolved configs, with their start policies; those of one task share its environment."""
+    envs: dict[str, Episodes] = {}
+    agents = []
+    for config in configs:
+        key = json.dumps([config.env_id, config.env_kwargs], sort_keys=True)
+        if key not in envs:
+            envs[key] = episodes(config.env_id, **config.env_kwargs)
+        agents.append(_make_agent(config, envs[key]))
+    return agents
+
+
+def _make_agent(config: RunConfig, env: Episodes) -> Agent:
     kind = AGENTS[config.agent]
     agent = kind(
         env,

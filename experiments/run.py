@@ -20,7 +20,7 @@ from sppo.agents.stack import can_stack, learn
 from sppo.agents.storage import read_agent, restore_agent
 from sppo.envs import episodes
 from sppo.experiments.checkpoints import checkpoint, good_updates, save_checkpoint
-from sppo.experiments.config import RunConfig, make_agent, read_config, resolve, to_json
+from sppo.experiments.config import RunConfig, make_agents, read_config, resolve, to_json
 from sppo.experiments.runlog import EVALS, RunLog
 
 Report = Callable[[Path, float, float], None]
@@ -83,7 +83,7 @@ def run(
     todo = [(c, f) for c, f in zip(configs, folders, strict=True) if not is_finished(f)]
     if not todo:
         return
-    agents = [make_agent(config) for config, _ in todo]
+    agents = make_agents([config for config, _ in todo])
     if can_stack(agents):
         _train(agents, todo, report, warn)
     else:

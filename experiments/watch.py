@@ -12,7 +12,7 @@ from sppo.agents.storage import read_agent, restore_agent
 from sppo.envs import episodes
 from sppo.envs.adapters import EpisodeEnv
 from sppo.experiments.checkpoints import checkpoint, good_updates
-from sppo.experiments.config import make_agent, read_config
+from sppo.experiments.config import make_agents, read_config
 
 
 def watch(run: Path, out: Path | None = None, *, n_episodes: int = 3, fps: int = 30, max_frames: int = 600) -> Path:
@@ -32,7 +32,7 @@ def watch(run: Path, out: Path | None = None, *, n_episodes: int = 3, fps: int =
     update = next(good_updates(run, print), None)
     if update is None:
         raise ValueError(f"{run} has no checkpoint to watch")
-    agent = make_agent(config)
+    agent = make_agents([config])[0]
     restore_agent(agent, *read_agent(checkpoint(run, update)))
     env: gym.Env = EpisodeEnv(episodes(config.env_id, **config.env_kwargs), render_mode="rgb_array")
     frames: list[np.ndarray] = []
