@@ -8,6 +8,7 @@ start states, action noise, minibatch order, credit, gradient clipping, Adam, st
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,9 @@ from sppo.agents.callbacks import as_callback
 from sppo.agents.networks import stack_networks
 from sppo.agents.rollout import run_episodes
 from sppo.agents.update import Averages, LocalLearner, ValueLoss, bind_views, minibatches
+
+# Gradients are rows of one tensor so that each agent's stay its own; autograd would rather have them apart.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 
 def learn(
