@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from sppo.agents.batch import Trajectories
-from sppo.agents.networks import MLP, ControlPolicy, StartCritic, StepCritic, ValueLossName, make_policy
+from sppo.agents.losses import ValueLossName
+from sppo.agents.networks import MLP, ControlPolicy, StartCritic, StepCritic, make_policy
 from sppo.agents.protocols import Episodes, Snapshot
 from sppo.agents.rollout import run_episodes, within
 

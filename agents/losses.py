@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant_horizon"]
+ValueLossName = Literal["squared_error", "bce"]
+_ROUNDING = 1e-4
 
 
 def clipped_surrogate(
@@ -42,6 +44,36 @@ def squared_error(values: Tensor, targets: Tensor) -> Tensor:
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-R log sigmoid(v) - (1 - R) log(1 - sigmoid(v)), elementwise; targets in [0, 1]."""
     return binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def known_value_loss(name: str) -> ValueLossName:
+    """The name, if it is one of the two."""
+    if name not in get_args(ValueLossName):
+        raise ValueError(f"value_loss must be 'squared_error' or 'bce', got {name!r}")
+    return cast(ValueLossName, name)
+
+
+def in_units_of_return(head: Tensor, loss: ValueLossName) -> Tensor:
+    """What a critic's scalar head predicts: the return itself, or, for "bce", the logit of a return in [0, 1]."""
+    return head.sigmoid() if loss == "bce" else head
+
+
+def value_loss(head: Tensor, targets: Tensor, loss: ValueLossName, critic: str) -> Tensor:
+    """A critic's loss, elementwise; `critic` is its name, for errors.
+
+    Raises:
+        ValueError: for binary cross-entropy against targets outside [0, 1].
+    """
+    if loss == "squared_error":
+        return squared_error(head, targets)
+    low, high = float(targets.min()), float(targets.max())
+    # A step's target is its advantage plus its value: rounding may carry it out of [0, 1] by a hair.
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise ValueError(
+            f"{critic} with binary cross-entropy needs returns in [0, 1], got [{low:g}, {high:g}]; "
+            "use value_loss='squared_error' instead"
+        )
+    return binary_cross_entropy(head, targets.clamp(0, 1))
 
 
 def approximate_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:

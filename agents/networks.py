@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sppo.agents.batch import Choices
-from sppo.agents.losses import binary_cross_entropy, squared_error
+from sppo.agents.losses import ValueLossName, in_units_of_return, known_value_loss, value_loss
 
 Activation = Literal["relu", "tanh"]
-ValueLossName = Literal["squared_error", "bce"]
 Array = NDArray[Any]
 _M = TypeVar("_M", bound="MLP")
-_ROUNDING = 1e-4
 
 
 class MLP(nn.Module):
@@ -224,27 +222,10 @@ class _Value(MLP):
 
     def __init__(self, n_inputs: int, *, value_loss: ValueLossName, **kwargs: Any) -> None:
         super().__init__(n_inputs, 1, **kwargs)
-        if value_loss not in ("squared_error", "bce"):
-            raise ValueError(f"value_loss must be 'squared_error' or 'bce', got {value_loss!r}")
-        self.value_loss = value_loss
+        self.value_loss = known_value_loss(value_loss)
 
     def head(self, observations: Tensor) -> Tensor:
         return self.forward(observations).squeeze(0)
-
-    def in_units_of_return(self, head: Tensor) -> Tensor:
-        return head.sigmoid() if self.value_loss == "bce" else head
-
-    def head_loss(self, head: Tensor, targets: Tensor) -> Tensor:
-        if self.value_loss == "squared_error":
-            return squared_error(head, targets)
-        low, high = float(targets.min()), float(targets.max())
-        # A step's target is its advantage plus its value: rounding may carry it out of [0, 1] by a hair.
-        if low < -_ROUNDING or high > 1 + _ROUNDING:
-            raise ValueError(
-                f"{type(self).__name__} with binary cross-entropy needs returns in [0, 1], got [{low:g}, {high:g}]; "
-                "use value_loss='squared_error' instead"
-            )
-        return binary_cross_entropy(head, targets.clamp(0, 1))
 
 
 class StepCritic(_Value):
@@ -255,11 +236,12 @@ class StepCritic(_Value):
     def values(self, traj: Choices) -> Tensor:
         """(B, T + 1), in units of return."""
         with torch.no_grad():
-            return self.in_units_of_return(self.head(traj.inputs))
+            return in_units_of_return(self.head(traj.inputs), self.value_loss)
 
     def loss(self, traj: Choices, targets: Tensor) -> Tensor:
         """(B, T) against targets (B, T)."""
-        return self.head_loss(self.head(traj.inputs[:, : traj.valid.shape[1]]), targets)
+        head = self.head(traj.inputs[:, : traj.valid.shape[1]])
+        return value_loss(head, targets, self.value_loss, type(self).__name__)
 
 
 class StartCritic(_Value):
@@ -270,8 +252,8 @@ class StartCritic(_Value):
     def value(self, traj: Choices) -> Tensor:
         """(B,), in units of return."""
         with torch.no_grad():
-            return self.in_units_of_return(self.head(traj.inputs[:, 0]))
+            return in_units_of_return(self.head(traj.inputs[:, 0]), self.value_loss)
 
     def loss(self, traj: Choices, targets: Tensor) -> Tensor:
         """(B, 1) against targets (B, 1)."""
-        return self.head_loss(self.head(traj.inputs[:, :1]), targets)
+        return value_loss(self.head(traj.inputs[:, :1]), targets, self.value_loss, type(self).__name__)

@@ -8,7 +8,7 @@ from typing import Any
 from sppo.agents.agent import Agent, AgentConfig
 from sppo.agents.batch import Experience, Trajectories
 from sppo.agents.credit import generalized_advantage
-from sppo.agents.networks import ValueLossName
+from sppo.agents.losses import ValueLossName
 
 
 @dataclass(frozen=True, kw_only=True)

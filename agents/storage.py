@@ -21,7 +21,8 @@ TENSORS, VALUES = "agent.safetensors", "agent.json"
 def save_policy(policy: nn.Module, path: Path, about: dict[str, Any]) -> None:
     """One policy's weights, with a JSON of what it is beside them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(save({k: v.contiguous() for k, v in policy.state_dict().items()}))  # save_file: readable by none else
+    # Not save_file, which makes a file that nobody else may read.
+    path.write_bytes(save({k: v.contiguous() for k, v in policy.state_dict().items()}))
     path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
 
 
