@@ -1,0 +1,155 @@
+"""Generation with transformers on any device, with a preallocated cache that drops finished rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from sppo.llm.engine import Completion
+
+DROP_SHARE = 0.125  # of the rows must have finished before the cache is compacted: compacting copies it
+
+
+class _Layer(DynamicLayer):
+    """Keys and values in buffers of the final length, so that a step writes one column instead of copying all."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity, self.length = capacity, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        rows, heads, _, _ = key_states.shape
+        self.all_keys = key_states.new_empty(rows, heads, self.capacity, key_states.shape[-1])
+        self.all_values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
+        self.keys, self.values = self.all_keys[:, :, :0], self.all_values[:, :, :0]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[2]
+        self.all_keys[:, :, self.length : end] = key_states
+        self.all_values[:, :, self.length : end] = value_states
+        self.length = end
+        self.keys, self.values = self.all_keys[:, :, :end], self.all_values[:, :, :end]
+        return self.keys, self.values
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows from now on."""
+        self.all_keys, self.all_values = self.all_keys[rows], self.all_values[rows]
+        self.keys, self.values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
+
+
+class HFEngine:
+    """Samples from a TextPolicy's own weights; nothing to sync.
+
+    Args:
+        policy: a TextPolicy.
+        stop_token_ids: tokens that end an answer; by default the tokenizer's.
+        batch_size: prefixes generated side by side.
+    """
+
+    def __init__(self, policy: Any, *, stop_token_ids: Sequence[int] | None = None, batch_size: int = 256) -> None:
+        self.policy, self.batch_size = policy, batch_size
+        stops = [policy.tokenizer.eos_token_id] if stop_token_ids is None else list(stop_token_ids)
+        if not stops or None in stops:
+            raise ValueError("no stop token: the tokenizer has none, so stop_token_ids must name one")
+        self.stops = torch.tensor(stops, device=policy.device)
+
+    def sync(self) -> None:
+        """The weights are the policy's own."""
+
+    def generate(
+        self,
+        prefixes: Sequence[Tensor],
+        max_new_tokens: Sequence[int],
+        *,
+        greedy: bool,
+        generator: np.random.Generator,
+    ) -> list[Completion]:
+        """See `Engine.generate`.
+
+        Raises:
+            ValueError: for an empty prefix, or one that leaves no room in the model's context.
+        """
+        context = getattr(self.policy.model.config, "max_position_embeddings", None)
+        for i, (prefix, limit) in enumerate(zip(prefixes, max_new_tokens, strict=True)):
+            if len(prefix) == 0:
+                raise ValueError(f"prefix {i} is empty: at least one token is needed to start from")
+            if context is not None and len(prefix) + limit > context:
+                raise ValueError(
+                    f"prefix {i} has {len(prefix)} tokens and may grow by {limit}, "
+                    f"more than the model's context of {context}"
+                )
+        # Neighbours in length share a batch, so that little of it is padding.
+        order = sorted(range(len(prefixes)), key=lambda i: (len(prefixes[i]), i))
+        done: dict[int, Completion] = {}
+        seed = int(generator.integers(2**63 - 1))
+        torch_generator = torch.Generator(self.policy.device).manual_seed(seed)
+        for first in range(0, len(order), self.batch_size):
+            rows = order[first : first + self.batch_size]
+            parts = self._batch([prefixes[i] for i in rows], [max_new_tokens[i] for i in rows], greedy, torch_generator)
+            done.update(zip(rows, parts, strict=True))
+        return [done[i] for i in range(len(prefixes))]
+
+    @torch.inference_mode()
+    def _batch(
+        self, prefixes: list[Tensor], limits: list[int], greedy: bool, generator: torch.Generator
+    ) -> list[Completion]:
+        model, device, n = self.policy.model, self.policy.device, len(prefixes)
+        width, longest = max(map(len, prefixes)), max(limits)
+        ids = torch.zeros(n, width, dtype=torch.int64, device=device)
+        mask = torch.zeros(n, width + longest, dtype=torch.int64, device=device)
+        for i, prefix in enumerate(prefixes):  # on the left, so that all rows write the same column of the cache
+            ids[i, width - len(prefix) :] = prefix
+            mask[i, width - len(prefix) :] = 1  # and whatever is generated after it
+        limit = torch.tensor(limits, device=device)
+        tokens = torch.zeros(n, longest, dtype=torch.int64, device=device)
+        logprobs = torch.zeros(n, longest, device=device)
+        lengths = torch.zeros(n, dtype=torch.int64, device=device)
+        stopped = torch.zeros(n, dtype=torch.bool, device=device)
+        cache = Cache(layers=[_Layer(width + longest) for _ in range(model.config.num_hidden_layers)])
+        rows = torch.arange(n, device=device)[limit > 0]  # those in the cache; `alive` of them still generate
+        alive = torch.ones(len(rows), dtype=torch.bool, device=device)
+        position = mask[:, :width].cumsum(1)[rows] - 1
+        inputs, positions = ids[rows], position.clamp(min=0)
+        for t in range(longest):
+            if not len(rows):
+                break
+            output = model(
+                input_ids=inputs,
+                attention_mask=mask[rows, : width + t],
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            log_p = (output.logits[:, -1].float() / self.policy.temperature).log_softmax(-1)
+            chosen = log_p.argmax(-1) if greedy else torch.multinomial(log_p.exp(), 1, generator=generator).squeeze(1)
+            tokens[rows, t] = chosen
+            logprobs[rows, t] = log_p.gather(1, chosen[:, None]).squeeze(1)
+            stop = torch.isin(chosen, self.stops)
+            ended = alive & (stop | (limit[rows] <= t + 1))
+            lengths[rows[ended]] = t + 1
+            stopped[rows[ended]] = stop[ended]
+            alive &= ~ended
+            inputs, positions = chosen[:, None], positions[:, -1:] + 1
+            n_alive = int(alive.sum())
+            if n_alive == 0:
+                break
+            if n_alive <= (1 - DROP_SHARE) * len(rows):
+                index = alive.nonzero().squeeze(1)
+                rows, inputs, positions, alive = rows[index], inputs[index], positions[index], alive[index]
+                for layer in cache.layers:
+                    layer.keep(index)
+        tokens, logprobs = tokens.cpu(), logprobs.cpu()
+        return [
+            Completion(tokens=tokens[i, :k].clone(), logprobs=logprobs[i, :k].clone(), stopped=s)
+            for i, (k, s) in enumerate(zip(lengths.tolist(), stopped.tolist(), strict=True))
+        ]

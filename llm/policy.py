@@ -1,0 +1,205 @@
+"""Causal language models as policies, and transformers with a scalar head as critics."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from sppo.agents.batch import Choices, Rows
+from sppo.agents.losses import ValueLossName, in_units_of_return, value_loss
+
+CHUNK = 1024  # tokens whose logits are held at a time
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """The states in which rows began: token prefixes, right-padded."""
+
+    ids: Tensor  # (B, P) int64
+    lengths: Tensor  # (B,) int64, at least 1
+
+    def __getitem__(self, rows: Rows) -> Prefixes:
+        return Prefixes(self.ids[rows], self.lengths[rows])
+
+    @staticmethod
+    def of(prefixes: list[Tensor]) -> Prefixes:
+        """Padded from ragged."""
+        lengths = torch.tensor([len(p) for p in prefixes])
+        return Prefixes(nn.utils.rnn.pad_sequence(prefixes, batch_first=True), lengths)
+
+
+def load_model(source: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A causal language model from a save_pretrained folder, a hub name, or a .gguf file."""
+    path = Path(source)
+    if path.suffix == ".gguf":
+        return AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
+    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+
+
+def tiny_model(vocab_size: int, *, seed: int, hidden: int = 128, layers: int = 4, heads: int = 4) -> nn.Module:
+    """A new Llama of about 0.8 million parameters (at the defaults), with weights drawn from `seed`."""
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+class TextPolicy(nn.Module):
+    """A causal language model as a policy over tokens, at a sampling temperature.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+        temperature: logits are divided by it, in sampling and in evaluation alike.
+
+    Raises:
+        ValueError: if the tokenizer has ids that the model does not know, or the model changes its logits after its
+            output layer in a way that is not reproduced here.
+    """
+
+    memoryless = False
+
+    def __init__(self, model: Any, tokenizer: Any, *, temperature: float = 1.0) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}; use greedy for the mode")
+        self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
+        n_outputs = model.get_output_embeddings().weight.shape[0]
+        if len(tokenizer) > n_outputs:
+            raise ValueError(f"the tokenizer has {len(tokenizer)} tokens and the model knows {n_outputs}")
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+            if getattr(model.config, name, None) not in (None, 1.0):
+                raise ValueError(f"models with {name} are not supported")
+        model.eval()  # no dropout: recomputed log-probabilities must equal the sampled ones
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def evaluate(self, traj: Choices, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (B, T) of the tokens, 0 where not valid."""
+        rows, cols = traj.valid.nonzero(as_tuple=True)
+        hidden = hidden_states(self.model.base_model, traj)[rows, traj.inputs.lengths[rows] - 1 + cols]  # (N, D)
+        tokens, head = traj.actions[rows, cols], self.model.get_output_embeddings()
+        parts = [
+            checkpoint(self._chunk, h, t, head, entropy, use_reentrant=False)
+            for h, t in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True)
+        ]
+        empty = torch.zeros(traj.valid.shape, device=hidden.device)
+        spread = [empty.index_put((rows, cols), torch.cat([part[i] for part in parts])) for i in range(1 + entropy)]
+        return spread[0], spread[1] if entropy else None
+
+    def _chunk(self, hidden: Tensor, tokens: Tensor, head: nn.Module, entropy: bool) -> tuple[Tensor, ...]:
+        log_p = (head(hidden).float() / self.temperature).log_softmax(-1)  # (n, V), never for more than CHUNK tokens
+        logprobs = log_p.gather(1, tokens[:, None]).squeeze(1)
+        return (logprobs, -(log_p.exp() * log_p).sum(1)) if entropy else (logprobs,)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model and its tokenizer as transformers does."""
+        # Parameters may be views of one flat tensor: safetensors wants tensors that share nothing but what is tied.
+        state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {}) if self._is_tied() else set()
+        self.model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if k not in tied})
+        self.tokenizer.save_pretrained(folder)
+
+    def _is_tied(self) -> bool:
+        return self.model.get_output_embeddings().weight is self.model.get_input_embeddings().weight
+
+
+def sequences(traj: Choices) -> Tensor:
+    """Prefix and tokens of each row, one after the other, right-padded: (B, L)."""
+    lengths = traj.inputs.lengths
+    width = int((lengths + traj.lengths).max())
+    ids = traj.inputs.ids.new_zeros(len(lengths), width)
+    n = min(width, traj.inputs.ids.shape[1])
+    ids[:, :n] = torch.where(torch.arange(n, device=ids.device) < lengths[:, None], traj.inputs.ids[:, :n], 0)
+    rows, cols = traj.valid.nonzero(as_tuple=True)
+    ids[rows, lengths[rows] + cols] = traj.actions[rows, cols]
+    return ids
+
+
+def hidden_states(base: Any, traj: Choices) -> Tensor:
+    """(B, L, D) of the last layer. Padding is on the right, where a causal model cannot see it: no mask is needed."""
+    return base(input_ids=sequences(traj), use_cache=False).last_hidden_state
+
+
+class _TextCritic(nn.Module):
+    memoryless = False
+
+    def __init__(self, base: Any, *, value_loss: ValueLossName, bias: float = 0.0) -> None:
+        super().__init__()
+        self.base, self.value_loss = base, value_loss
+        self.head = nn.Linear(base.config.hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.constant_(self.head.bias, bias)
+
+    def _score(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden).squeeze(-1).float()
+
+
+class TextStartCritic(_TextCritic):
+    """V(s_0): a transformer that reads the prompt alone, with a scalar head at its last token."""
+
+    def value(self, traj: Choices) -> Tensor:
+        """(B,), in units of return."""
+        with torch.no_grad():
+            return in_units_of_return(self._read(traj), self.value_loss)
+
+    def loss(self, traj: Choices, targets: Tensor) -> Tensor:
+        """(B, 1) against targets (B, 1)."""
+        return value_loss(self._read(traj)[:, None], targets, self.value_loss, type(self).__name__)
+
+    def _read(self, traj: Choices) -> Tensor:
+        prefixes = traj.inputs
+        ids = prefixes.ids[:, : int(prefixes.lengths.max())]
+        hidden = self.base(input_ids=ids, use_cache=False).last_hidden_state
+        return self._score(hidden[torch.arange(len(ids)), prefixes.lengths - 1])
+
+
+class TextStepCritic(_TextCritic):
+    """V(s_t) of every prefix."""
+
+    def values(self, traj: Choices) -> Tensor:
+        """(B, T + 1), in units of return."""
+        with torch.no_grad():
+            return in_units_of_return(self._read(traj, traj.valid.shape[1] + 1), self.value_loss)
+
+    def loss(self, traj: Choices, targets: Tensor) -> Tensor:
+        """(B, T) against targets (B, T)."""
+        return value_loss(self._read(traj, traj.valid.shape[1]), targets, self.value_loss, type(self).__name__)
+
+    def _read(self, traj: Choices, n: int) -> Tensor:
+        scores = self._score(hidden_states(self.base, traj))  # (B, L)
+        at = traj.inputs.lengths[:, None] - 1 + torch.arange(n, device=scores.device)
+        return scores.gather(1, at.clamp(max=scores.shape[1] - 1))
+
+
+def critic_base(model: Any, *, layers: int | None = None) -> Any:
+    """A copy of a causal model's body to put a critic's head on, cut to its first `layers` layers if given."""
+    base = copy.deepcopy(model.base_model)
+    if layers is not None and layers < len(base.layers):
+        base.layers = base.layers[:layers]
+        base.config = copy.deepcopy(base.config)
+        base.config.num_hidden_layers = layers
+    for parameter in base.parameters():
+        parameter.grad = None
+    return base
