@@ -1,0 +1,195 @@
+"""Language models: what is sampled is what is evaluated, cut and resumed is whole, and the same agents learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
+
+from fake_text import ToyTask, toy_policy, toy_sampler
+
+from sppo.agents import AGENTS, SPPO
+from sppo.agents.batch import Experience
+from sppo.agents.losses import aggregation_weights
+from sppo.agents.update import LocalLearner, PolicyLoss, minimise
+from sppo.llm import policy as policy_module
+from sppo.llm.engine_hf import HFEngine
+from sppo.llm.policy import TextPolicy, load_model, tiny_model
+from sppo.llm.text_env import TextEnv
+from sppo.llm.tokenizer import character_tokenizer, load_tokenizer
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("batch_size", [256, 3])
+def test_recomputed_logprobs_equal_the_sampled_ones(temperature, batch_size, monkeypatch):
+    monkeypatch.setattr(policy_module, "CHUNK", 7)  # several chunks, the last one short
+    sampler = toy_sampler(toy_policy(temperature=temperature, spread=3), batch_size=batch_size)
+    traj = sampler.rollout(sampler.starts(16))
+    assert len(set(traj.lengths.tolist())) > 1, "rows of unequal length, or padding goes untested"
+    logprobs, _ = sampler.policy.evaluate(traj)
+    assert torch.allclose(logprobs, traj.logprobs, atol=1e-5)
+    assert traj.logprobs[traj.valid].std() > 0.1
+
+
+def test_evaluation_does_not_depend_on_the_rows_beside():
+    sampler = toy_sampler(toy_policy(spread=30))
+    traj = sampler.rollout(sampler.starts(16))
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    whole, entropy = sampler.policy.evaluate(traj, entropy=True)
+    parts = [sampler.policy.evaluate(traj[order[i : i + 3]], entropy=True) for i in range(0, 16, 3)]
+    assert torch.allclose(torch.cat([p[0] for p in parts]), whole[order], atol=1e-5)
+    assert torch.allclose(torch.cat([p[1] for p in parts]), entropy[order], atol=1e-5)
+    assert (entropy[traj.valid] > 0).all() and (entropy[~traj.valid] == 0).all()
+
+
+def test_the_stop_token_is_the_last_action_and_the_budget_is_terminal():
+    sampler = toy_sampler(max_completion_length=5)
+    traj = sampler.rollout(sampler.starts(60))
+    stop = sampler.policy.tokenizer.eos_token_id
+    assert traj.terminated.all() and not traj.truncated.any()
+    last = traj.actions[torch.arange(60), traj.lengths - 1]
+    assert ((last == stop) | (traj.lengths == 5)).all()
+    assert (last == stop).any() and ((traj.lengths == 5) & (last != stop)).any()
+    inner = traj.valid.clone()
+    inner[torch.arange(60), traj.lengths - 1] = False
+    assert not ((traj.actions == stop) & inner).any()
+
+
+def test_greedy_sampling_equals_stepping_the_environment():
+    sampler = toy_sampler(toy_policy(spread=30), max_completion_length=12)
+    traj = sampler.rollout(np.arange(9), greedy=True)
+    env = TextEnv(ToyTask(), sampler.policy.tokenizer, max_completion_length=12)
+    for row in range(9):
+        obs, _ = env.reset(options={"prompt": row})
+        tokens, reward, over = [], 0.0, False
+        while not over:
+            assert reward == 0
+            token = int(sampler.predict(obs, deterministic=True))
+            obs, reward, over, truncated, info = env.step(token)
+            assert not truncated
+            tokens.append(token)
+        assert tokens == traj.actions[row][: traj.lengths[row]].tolist()
+        assert reward == traj.outcomes[row] and info["is_success"] == traj.success[row]
+
+
+def test_cut_and_resumed_equals_whole():
+    sampler = toy_sampler(toy_policy(spread=30), max_completion_length=12)
+    whole = sampler.rollout(np.arange(12), greedy=True)
+    limits = np.arange(12) % 5 + 1
+    cut = sampler.rollout(np.arange(12), greedy=True, max_steps=limits, keep_states=True)
+    rows = np.flatnonzero(cut.truncated.numpy())
+    assert len(rows) > 3
+    assert (cut.rewards[rows] == 0).all(), "what is cut is not scored"
+    rest = sampler.rollout(cut.states.at(rows, limits[rows]), greedy=True)
+    for i, row in enumerate(rows):
+        joined = cut.actions[row, : limits[row]].tolist() + rest.actions[i, : rest.lengths[i]].tolist()
+        assert joined == whole.actions[row, : whole.lengths[row]].tolist()
+        assert rest.outcomes[i] == whole.outcomes[row]
+
+
+def test_every_token_is_counted_and_starts_go_through_the_prompts():
+    sampler = toy_sampler()
+    starts = np.concatenate([sampler.starts(n) for n in (7, 7, 7, 19)])
+    for i in (0, 20):
+        assert sorted(starts[i : i + 20]) == list(range(20))
+    assert starts[:20].tolist() != starts[20:].tolist()
+    traj = sampler.rollout(np.repeat(starts[:4], 3))
+    assert sampler.counts["env_steps"] == int(traj.valid.sum()) and sampler.counts["episodes"] == 12
+    assert traj.group.unique().numel() == 4
+    assert traj.start_key.tolist() == (100 + np.repeat(starts[:4], 3)).tolist()
+    assert sum(sampler.reasons.values()) == 12
+
+
+def test_microbatches_do_not_change_the_gradient():
+    gradients = []
+    for size in (None, 1, 3):
+        sampler = toy_sampler(toy_policy(spread=30))
+        traj = sampler.rollout(np.arange(10))
+        weight, share = aggregation_weights(traj.valid)
+        advantages = torch.linspace(-1, 1, 10)[:, None] * traj.valid
+        data = Experience(traj=traj.choices(), weight=weight, share=share, advantages=advantages)
+        learner = LocalLearner(sampler.policy, learning_rate=1e-3, max_grad_norm=1e9, adam_eps=1e-5)
+        loss = PolicyLoss(sampler.policy, 0.2, 0.2)
+        minimise(
+            learner, loss, data, n_epochs=1, n_minibatches=1, generator=np.random.default_rng(0), microbatch_size=size
+        )
+        gradients.append(learner.grad.clone())
+    assert gradients[0].norm() > 0
+    for gradient in gradients[1:]:
+        assert torch.allclose(gradient, gradients[0], atol=1e-6)
+
+
+def test_a_start_critic_sees_the_prompt_alone_and_a_step_critic_every_prefix():
+    sampler = toy_sampler(toy_policy(spread=30))
+    traj = sampler.rollout(np.arange(6))
+    start, step = sampler.start_critic("bce"), sampler.step_critic("bce")
+    for critic in (start, step):
+        torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
+    step.load_state_dict(start.state_dict())
+    values = step.values(traj)
+    assert values.shape == (6, traj.valid.shape[1] + 1)
+    assert torch.allclose(start.value(traj), values[:, 0], atol=1e-6)
+    assert (values.std(1) > 0).all()
+    assert start.loss(traj, traj.outcomes[:, None]).shape == (6, 1)
+    assert step.loss(traj, traj.outcomes[:, None].expand(traj.valid.shape)).shape == traj.valid.shape
+
+
+def test_a_policy_is_a_save_pretrained_folder(tmp_path: Path):
+    policy = toy_policy(spread=30)
+    LocalLearner(policy, learning_rate=1e-3, max_grad_norm=1.0, adam_eps=1e-5)  # weights become views of one tensor
+    policy.save_pretrained(tmp_path)
+    again = TextPolicy(load_model(str(tmp_path)), load_tokenizer(str(tmp_path)))
+    sampler = toy_sampler(policy)
+    traj = sampler.rollout(np.arange(5))
+    assert torch.allclose(again.evaluate(traj)[0], policy.evaluate(traj)[0], atol=1e-6)
+    assert again.tokenizer.decode([3, 4, 5]) == "ab="
+
+
+def test_an_agent_on_text_goes_on_bit_for_bit(tmp_path: Path):
+    settings = {"episodes_per_update": 8, "n_epochs": 1, "n_minibatches": 2, "learning_rate": 1e-3}
+    agent = SPPO(toy_sampler(), **settings)
+    agent.learn(total_episodes=16)
+    agent.save(tmp_path)
+    agent.learn(total_episodes=32)
+    again = SPPO.load(tmp_path, toy_sampler())
+    again.learn(total_episodes=32)
+    assert torch.equal(again.learner.flat, agent.learner.flat)
+    assert torch.equal(again.critic_learner.flat, agent.critic_learner.flat)
+
+
+def test_what_cannot_be_sampled_is_refused():
+    policy = toy_policy()
+    rng = np.random.default_rng(0)
+    engine = HFEngine(policy)
+    with pytest.raises(ValueError, match="prefix 0 is empty"):
+        engine.generate([torch.zeros(0, dtype=torch.int64)], [3], greedy=True, generator=rng)
+    with pytest.raises(ValueError, match=r"prefix 1 has 600 tokens and may grow by 3, more than .* 512"):
+        long = torch.full((600,), 3)
+        engine.generate([long[:2], long], [3, 3], greedy=True, generator=rng)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        TextPolicy(policy.model, policy.tokenizer, temperature=0)
+    with pytest.raises(ValueError, match="the tokenizer has 30 tokens and the model knows 7"):
+        TextPolicy(
+            tiny_model(7, seed=0, hidden=32, layers=1, heads=2), character_tokenizer("abcdefghijklmnopqrstuvwxyz=")
+        )
+    with pytest.raises(ValueError, match="no prompts in its split 'test'"):
+        toy_sampler(split="test")
+    with pytest.raises(ValueError, match="must stand once"):
+        character_tokenizer("abca")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(AGENTS))
+def test_every_agent_learns_on_text(name):
+    agent = AGENTS[name](
+        toy_sampler(), episodes_per_update=32, learning_rate=3e-3, n_epochs=1, n_minibatches=2, microbatch_size=8
+    )
+    rates = []
+    agent.learn(
+        total_episodes=32 * 20, callback=lambda a, metrics: rates.append(metrics["rollout/success_rate"]) or True
+    )
+    assert np.mean(rates[:2]) < 0.5 and np.mean(rates[-4:]) > 0.85
