@@ -106,7 +106,7 @@ lengths_and_seed = given(
     seed=st.integers(0, 100),
     aggregation=st.sampled_from(AGGREGATIONS),
 )
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=12, deadline=None)
 
 
 @lengths_and_seed
@@ -131,6 +131,15 @@ def test_gradients_do_not_depend_on_cut_or_order_or_padding(lengths: list[int], 
     padded.traj.inputs[:, : t + 1] = data.traj.inputs
     assert_same(gradient(surrogate, padded), whole)
     assert_same(gradient(lambda policy: OverRows(surrogate(policy)), padded), whole)
+
+
+def test_divisors_by_hand() -> None:
+    """20 steps in 4 episodes, H = 9: mean over steps, and the sum over 4 x 9; equal lengths: means of means."""
+    by_step = gradient(surrogate, made_up([4, 9, 1, 6]))
+    assert_same(gradient(surrogate, made_up([4, 9, 1, 6], aggregation="constant_horizon")), by_step * 20 / 36)
+    equal = gradient(surrogate, made_up([5, 5, 5]))
+    assert_same(gradient(surrogate, made_up([5, 5, 5], aggregation="sequence_mean")), equal)
+    assert not torch.allclose(gradient(surrogate, made_up([4, 9, 1, 6], aggregation="sequence_mean")), by_step)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
