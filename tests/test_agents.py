@@ -12,7 +12,20 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from sppo.agents import AGENTS, PPO, PPOBCE, SPPO, Agent, AgentConfig, ControlSampler, Reinforce, Tracker, Trajectories
+from sppo.agents import (
+    AGENTS,
+    GRPO,
+    PPO,
+    PPOBCE,
+    RLOO,
+    SPPO,
+    Agent,
+    AgentConfig,
+    ControlSampler,
+    Reinforce,
+    Tracker,
+    Trajectories,
+)
 from sppo.agents.callbacks import CallbackList, CheckpointCallback, EvalCallback, StopTrainingOnSuccess
 from sppo.agents.tracker import BetaTable
 from sppo.agents.update import ValueLoss, minimise
@@ -84,6 +97,29 @@ def test_tracker_uses_the_rate_before_the_batch() -> None:
     for settings in ({"forgetting": 0.0}, {"forgetting": 1.5}, {"prior_count": 0.0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             Tracker(chain(), **settings)
+
+
+def test_groups_by_hand() -> None:
+    """Groups 7: 1, 0, 0, 0 and 9: 1, 1, among one another; group 8 alike."""
+    traj = replace(told([1, 1, 0, 0, 0, 1, 0, 0]), group=torch.tensor([7, 9, 7, 7, 8, 9, 7, 8]))
+    grpo, rloo = (kind(chain(), num_generations=4, **SMALL).credit(traj).advantages for kind in (GRPO, RLOO))
+    assert grpo is not None and rloo is not None
+    # Group 7: mean 1/4, standard deviation sqrt(3)/4 with divisor 4: 3/4 and -1/4 over it; groups all alike: 0.
+    high, low = 3**0.5, -(3**-0.5)
+    assert grpo[:, 0].tolist() == pytest.approx([high, 0, low, low, 0, 0, low, 0], abs=1e-5)
+    # The siblings' mean: of the success 0, of each failure 1/3.
+    assert rloo[:, 0].tolist() == pytest.approx([1, 0, -1 / 3, -1 / 3, 0, 0, -1 / 3, 0], abs=1e-6)
+
+
+def test_groups_share_a_start() -> None:
+    agent = GRPO(chain(slip=0.1), num_generations=4, **SMALL)
+    traj = agent.sampler.rollout(agent.starts())
+    assert torch.unique(traj.group, return_counts=True)[1].tolist() == [4, 4]
+    for group in traj.group.unique():
+        assert (traj.inputs[traj.group == group][:, 0] == traj.inputs[traj.group == group][:1, 0]).all()
+    for settings in ({"num_generations": 1}, {"num_generations": 3}, {"n_steps": 5, "num_generations": 4}):
+        with pytest.raises(ValueError, match="num_generations|groups need whole episodes"):
+            GRPO(chain(), **SMALL | settings)
 
 
 def test_sppo_credits_every_step_with_the_start_states_surprise() -> None:
