@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,7 +66,8 @@ class EvalCallback(Callback):
             evaluation, so that evaluations do not depend on one another.
         starts: held-out starts.
         eval_freq: episodes between evaluations.
-        on_eval: told the record of each evaluation: success_rate, mean_return, mean_length, episodes, env_steps, seconds.
+        on_eval: told the record of each evaluation: success_rate, mean_return, mean_length, and episodes, env_steps,
+            n_updates and seconds so far.
         deterministic: take the mode instead of sampling.
     """
 
@@ -91,6 +91,7 @@ class EvalCallback(Callback):
         self.last = {
             "episodes": agent.num_episodes,
             "env_steps": agent.num_steps,
+            "n_updates": agent.n_updates,
             "seconds": agent.seconds,
             "success_rate": float(traj.success.float().mean()),
             "mean_return": float(traj.outcomes.mean()),
@@ -136,8 +137,3 @@ class StopTrainingOnSuccess(Callback):
 
     def on_update(self, agent: Agent, metrics: Metrics) -> bool:
         return self.evaluation.last.get("success_rate", 0.0) < self.success_threshold
-
-
-def checkpoint_into(folder: Path) -> Callable[[Agent], None]:
-    """A `save` for CheckpointCallback: one folder per checkpoint, named by update."""
-    return lambda agent: agent.save(folder / f"update_{agent.n_updates}")

@@ -21,8 +21,11 @@ Snapshot = dict[str, NDArray[Any]]
 class Episodes(Protocol):
     """A batch of episodes of one control task, stepped in lockstep; only those still running are stepped."""
 
-    single_observation_space: Space[Any]
-    single_action_space: Space[Any]
+    @property
+    def single_observation_space(self) -> Space[Any]: ...
+
+    @property
+    def single_action_space(self) -> Space[Any]: ...
 
     @property
     def running(self) -> NDArray[np.int64]:

@@ -64,7 +64,9 @@ def execute(jobs: Sequence[Job], *, processes: int | None = None, resume: bool =
     successes: dict[Path, float] = {}
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
-    waiting, working, failures, interrupted = list(todo), [], [], False
+    waiting, interrupted = list(todo), False
+    working: list[tuple[Any, Job]] = []
+    failures: list[str] = []
     processes = min(processes or os.cpu_count() or 1, max(len(todo), 1))
     previous = signal.getsignal(signal.SIGINT)
 

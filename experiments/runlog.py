@@ -59,8 +59,9 @@ class RunLog:
         if settings is not None and results is not None:
             flat = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in settings.items()}
             final = {f"final/{name}": value for name, value in results.items()}
+            writer = self.writer._get_file_writer()  # type: ignore[no-untyped-call]
             for summary in hparams(flat, final):
-                self.writer.file_writer.add_summary(summary)
+                writer.add_summary(summary)
             for name, value in final.items():
                 self.writer.add_scalar(name, value, 0)
         self.flush()
@@ -87,6 +88,7 @@ class _Table:
     def __init__(self, path: Path, records: Iterable[Record]) -> None:
         self.path, self.records = path, list(records)
         self.columns: list[str] = []
+        self.file = path.open("w", newline="", encoding="utf-8")
         self._rewrite({})
 
     def append(self, record: Record) -> None:
@@ -97,8 +99,7 @@ class _Table:
             self.writer.writerow(record)
 
     def _rewrite(self, record: Record) -> None:
-        if hasattr(self, "file"):
-            self.file.close()
+        self.file.close()
         for known in (*self.records, record):
             self.columns += [name for name in known if name not in self.columns]
         self.file = self.path.open("w", newline="", encoding="utf-8")

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from sppo.agents.batch import Choices, Experience
 from sppo.agents.control import ControlSampler
+from sppo.agents.networks import GaussianPolicy
 from sppo.agents.storage import save_policy
 from sppo.agents.update import LocalLearner, LogLikelihoodLoss, minibatches
 from sppo.envs import episodes
@@ -97,8 +98,12 @@ def clone(
         ValueError: if the demonstrations do not fit the environment, or the window is not reached.
     """
     generator = np.random.default_rng([config.seed, 2])
-    network = {"net_arch": config.net_arch, "activation": config.activation}
-    sampler = ControlSampler(episodes(config.env_id, **config.env_kwargs), seed=config.seed, **network)
+    sampler = ControlSampler(
+        episodes(config.env_id, **config.env_kwargs),
+        seed=config.seed,
+        net_arch=config.net_arch,
+        activation=config.activation,
+    )
     policy = sampler.policy
     observations, actions = _choose(demonstrations, config.episodes, generator)
     if observations.shape[1] != policy.n_inputs:
@@ -108,7 +113,7 @@ def clone(
         )
     policy.obs_mean.copy_(observations.mean(0))
     policy.obs_std.copy_(observations.std(0).clamp(min=1e-3))
-    if hasattr(policy, "log_std"):
+    if isinstance(policy, GaussianPolicy):
         torch.nn.init.constant_(policy.log_std, config.log_std_init)
     learner = LocalLearner(policy, learning_rate=config.learning_rate, max_grad_norm=1.0, adam_eps=1e-5)
     loss, data = LogLikelihoodLoss(policy), _as_experience(observations, actions)

@@ -114,7 +114,8 @@ class HFEngine:
         logprobs = torch.zeros(n, longest, device=device)
         lengths = torch.zeros(n, dtype=torch.int64, device=device)
         stopped = torch.zeros(n, dtype=torch.bool, device=device)
-        cache = Cache(layers=[_Layer(width + longest) for _ in range(model.config.num_hidden_layers)])
+        layers = [_Layer(width + longest) for _ in range(model.config.num_hidden_layers)]
+        cache = Cache(layers=list(layers))
         rows = torch.arange(n, device=device)[limit > 0]  # those in the cache; `alive` of them still generate
         alive = torch.ones(len(rows), dtype=torch.bool, device=device)
         position = mask[:, :width].cumsum(1)[rows] - 1
@@ -146,7 +147,7 @@ class HFEngine:
             if n_alive <= (1 - DROP_SHARE) * len(rows):
                 index = alive.nonzero().squeeze(1)
                 rows, inputs, positions, alive = rows[index], inputs[index], positions[index], alive[index]
-                for layer in cache.layers:
+                for layer in layers:
                     layer.keep(index)
         tokens, logprobs = tokens.cpu(), logprobs.cpu()
         return [

@@ -78,7 +78,7 @@ class TextEnv(gym.Env[Observation, Any]):
         """What has been written so far."""
         return str(self.tokenizer.decode(self.written, skip_special_tokens=True))
 
-    def render(self) -> str:  # type: ignore[override]
+    def render(self) -> str:
         """The prompt and the response so far."""
         return str(self.tokenizer.decode(self.encoded[self.index])) + self.response
 
