@@ -9,8 +9,13 @@ bootstrap interval. The bar is that the interval lies within 10% either way.
 What differs: here policy and critic have an optimiser and a gradient clipping each, in stable-baselines3 they share
 both, so that large gradients of the critic shrink the policy's (Adam undoes a constant factor, but not one that varies
 or that brings gradients down to its epsilon). Clipping is therefore out of the way on both sides; `vf_coef` then has
-next to no effect. With max_grad_norm = 0.5 on both sides PPO here learns a little faster: the second command. Besides,
-advantages are whitened over the batch here, over each minibatch there, and episodes start from other seeds.
+next to no effect. Besides, advantages are whitened over the batch here, over each minibatch there, and episodes start
+from other seeds.
+
+Measured, ten seeds, difference of the means: CartPole-v1 +0.4% [-3.2%, +4.1%], Pendulum-v1 +1.9% [-1.5%, +6.0%].
+With max_grad_norm = 0.5 on both sides, the second command: CartPole-v1 +3.9% [+0.8%, +6.9%], Pendulum-v1 +8.2% [+4.3%,
++11.8%], in favour of ours and on Pendulum past the bar. That was measured first; the bound was lifted to see whether it
+is the cause.
 
     python benchmarks/ppo_against_sb3.py
     python benchmarks/ppo_against_sb3.py --set max_grad_norm=0.5 --out benchmarks/results/ppo_against_sb3_clipped.json
@@ -26,7 +31,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import json
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -153,12 +157,9 @@ def main() -> None:
         settings = TASKS[env_id] | changed
         curves: dict[str, list[list[float]]] = {"ours": [], "stable-baselines3": []}
         scores: dict[str, list[float]] = {"ours": [], "stable-baselines3": []}
-        seconds = dict.fromkeys(curves, 0.0)
         for seed in range(args.seeds):
             for name, run in (("stable-baselines3", theirs), ("ours", ours)):
-                started = time.perf_counter()
                 curve = run(env_id, settings, seed)
-                seconds[name] += time.perf_counter() - started
                 curves[name].append([round(mean, 2) for mean in curve.means])
                 scores[name].append(curve.score)
             print(
@@ -182,7 +183,6 @@ def main() -> None:
             "area_under_curve": {name: [round(x, 2) for x in values] for name, values in scores.items()},
             "difference": table,
             "within_10_percent": bool(max(abs(table["mean"]["low"]), abs(table["mean"]["high"])) <= 10),
-            "seconds_per_run": {name: round(total / args.seeds, 1) for name, total in seconds.items()},
             "curves": curves,
         }
     args.out.parent.mkdir(parents=True, exist_ok=True)
