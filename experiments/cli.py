@@ -1,5 +1,6 @@
 """The command line: `sppo train | compare | experts | sft | report | watch`."""
 
+# ruff: noqa: E402 - the thread counts are set before NumPy is imported
 from __future__ import annotations
 
 import json

@@ -59,7 +59,7 @@ class RunLog:
         if settings is not None and results is not None:
             flat = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in settings.items()}
             final = {f"final/{name}": value for name, value in results.items()}
-            writer = self.writer._get_file_writer()  # type: ignore[no-untyped-call]
+            writer = self.writer._get_file_writer()
             for summary in hparams(flat, final):
                 writer.add_summary(summary)
             for name, value in final.items():
