@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,10 +20,11 @@ from sppo.agents.batch import Experience, Trajectories
 from sppo.agents.control import ControlSampler
 from sppo.agents.credit import whiten
 from sppo.agents.diagnostics import credit_metrics, critic_metrics, rollout_metrics
+from sppo.agents.learners import LocalLearner
 from sppo.agents.losses import Aggregation, aggregation_weights
-from sppo.agents.protocols import Episodes, Sampler
+from sppo.agents.protocols import Episodes, Learner, Sampler
 from sppo.agents.sampling import Stream
-from sppo.agents.update import LocalLearner, PolicyLoss, ValueLoss, minimise
+from sppo.agents.update import PolicyLoss, ValueLoss, minimise_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +87,8 @@ class Agent:
     Args:
         env: a batch of lockstep episodes (`sppo.envs.episodes(id)`), or any Sampler.
         policy: to start from; by default a new one.
-        net_arch: hidden layer sizes of new networks.
-        activation: "relu" or "tanh" in new networks.
+        net_arch: hidden layer sizes of new networks; a given policy's are used for the critic too.
+        activation: "relu" or "tanh" in new networks, likewise.
         config: every setting at once; or single settings as keyword arguments.
 
     Raises:
@@ -107,16 +109,21 @@ class Agent:
         **settings: Any,
     ) -> None:
         self.config: Any = config if config is not None else make_config(self.Config, settings)
-        self.network: dict[str, Any] = {"net_arch": tuple(net_arch), "activation": activation}
         if isinstance(env, Sampler):
+            if policy is not None:
+                raise ValueError("a sampler brings its own policy: give the policy to the sampler")
             self.sampler: Any = env
         elif isinstance(env, Episodes):
-            self.sampler = ControlSampler(env, policy=policy, seed=self.config.seed, **self.network)
+            policy = copy.deepcopy(policy)  # so that several agents may start from one
+            self.sampler = ControlSampler(
+                env, policy=policy, seed=self.config.seed, net_arch=tuple(net_arch), activation=activation
+            )
         else:
             raise ValueError(
                 f"env must be a batch of episodes or a sampler, got {type(env).__name__}: wrap the id with "
                 "sppo.envs.episodes(id)"
             )
+        self.network: dict[str, Any] = getattr(self.sampler, "network", {})
         self.policy = self.sampler.policy
         self.learner = self._learner(self.policy, self.config.learning_rate)
         self.critic: Any = self.make_critic()
@@ -126,6 +133,7 @@ class Agent:
         self.generator = np.random.default_rng([self.config.seed, 1])
         self.stream = Stream(self.sampler, self.config.n_steps) if self.config.n_steps is not None else None
         self.n_updates = 0
+        self.gradient_steps = 0  # of the policy, in all
         self.num_episodes = 0  # begun, in all
         self.num_steps = 0  # sampled, in all
         self.seconds = 0.0
@@ -209,13 +217,15 @@ class Agent:
         assert isinstance(experience.traj, Trajectories)
         before = self.num_steps, self.num_episodes
         self.n_updates += 1
+        self.gradient_steps += int(metrics["train/n_updates"])
         self.num_steps, self.num_episodes = self.sampler.counts["env_steps"], self.sampler.counts["episodes"]
         self.seconds += seconds
         return {
-            **rollout_metrics(experience.traj),
+            **rollout_metrics(experience.traj, None if self.stream is None else self.stream.cut),
             **credit_metrics(experience),
             **critic_metrics(experience),
             **metrics,
+            "train/n_updates": float(self.gradient_steps),
             "time/total_timesteps": float(self.num_steps),
             "time/total_episodes": float(self.num_episodes),
             "time/episodes_this_update": float(self.num_episodes - before[1]),
@@ -232,28 +242,7 @@ class Agent:
 
     def update(self, experience: Experience) -> dict[str, float]:
         """One update of the policy and, if there is one, the critic."""
-        c = self.config
-        schedule: dict[str, Any] = {
-            "n_epochs": c.n_epochs,
-            "n_minibatches": c.n_minibatches,
-            "microbatch_size": c.microbatch_size,
-            "generator": self.generator,
-        }
-        metrics = minimise(
-            self.learner,
-            self.policy_loss(self.policy),
-            self.policy_experience(experience),
-            batch_size=c.batch_size,
-            stop=None if c.target_kl is None else lambda means: means["train/approx_kl"] > 1.5 * c.target_kl,
-            **schedule,
-        )
-        if self.critic_learner is None:
-            return metrics
-        data = self.critic_experience(experience)
-        loss = ValueLoss(self.critic)
-        return self.with_critic(
-            metrics, minimise(self.critic_learner, loss, data, batch_size=self.critic_batch_size(), **schedule)
-        )
+        return update_all([self], [experience], self.learner, self.policy, self.critic_learner, self.critic)[0]
 
     def policy_experience(self, experience: Experience) -> Experience:
         """What the policy's loss reads."""
@@ -270,12 +259,6 @@ class Agent:
     def critic_batch_size(self) -> int | None:
         """`batch_size` counts steps; a start critic's minibatches are cut over rows by `n_minibatches`."""
         return self.config.batch_size if self.critic_sees == "steps" else None
-
-    @staticmethod
-    def with_critic(policy: dict[str, float], critic: dict[str, float]) -> dict[str, float]:
-        """The metrics of both losses."""
-        loss, norm = critic["train/value_loss"], critic["train/grad_norm"]
-        return policy | {"train/value_loss": loss, "train/critic_grad_norm": norm}
 
     # Acting, saving and going on.
 
@@ -305,6 +288,45 @@ class Agent:
     def settings(self) -> dict[str, Any]:
         """Every setting, as JSON values."""
         return asdict(self.config) | {k: list(v) if isinstance(v, tuple) else v for k, v in self.network.items()}
+
+
+def update_all(
+    agents: Sequence[Agent],
+    experiences: Sequence[Experience],
+    learner: Learner,
+    policy: Any,
+    critic_learner: Learner | None,
+    critic: Any,
+) -> list[dict[str, float]]:
+    """The one update, for an agent or for several that differ by seed alone with their networks side by side."""
+    first = agents[0]
+    c = first.config
+    schedule: dict[str, Any] = {
+        "n_epochs": c.n_epochs,
+        "n_minibatches": c.n_minibatches,
+        "microbatch_size": c.microbatch_size,
+        "generators": [agent.generator for agent in agents],
+    }
+    results = minimise_all(
+        learner,
+        first.policy_loss(policy),
+        [agent.policy_experience(e) for agent, e in zip(agents, experiences, strict=True)],
+        batch_size=c.batch_size,
+        stop=None if c.target_kl is None else lambda means: means["train/approx_kl"] > 1.5 * c.target_kl,
+        **schedule,
+    )
+    if critic_learner is not None:
+        critics = minimise_all(
+            critic_learner,
+            ValueLoss(critic),
+            [agent.critic_experience(e) for agent, e in zip(agents, experiences, strict=True)],
+            batch_size=first.critic_batch_size(),
+            **schedule,
+        )
+        for result, its_critic in zip(results, critics, strict=True):
+            result["train/value_loss"] = its_critic["train/value_loss"]
+            result["train/critic_grad_norm"] = its_critic["train/grad_norm"]
+    return results
 
 
 def make_config(kind: type[AgentConfig], settings: Mapping[str, Any]) -> AgentConfig:

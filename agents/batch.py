@@ -133,3 +133,20 @@ def join(parts: Sequence[_T]) -> _T:
 
     kind = type(parts[0])
     return kind(**{f.name: cat([getattr(part, f.name) for part in parts]) for f in fields(kind)})  # type: ignore[arg-type]
+
+
+def side_by_side(parts: Sequence[Experience | None]) -> Experience:
+    """Equal shares of rows for each network: shorter parts, and missing ones, are filled up with rows of no weight."""
+    some = next(part for part in parts if part is not None)
+    if len(parts) == 1:
+        return some
+    n = max(len(part) for part in parts if part is not None)
+    filled = []
+    for part in parts:
+        size = len(part) if part is not None else 0
+        if part is None or size < n:
+            padded = (some if part is None else part)[torch.arange(n).clamp(max=len(part or some) - 1)]
+            real = (torch.arange(n) < size).float()[:, None]
+            part = replace(padded, weight=padded.weight * real, share=padded.share * real)
+        filled.append(part)
+    return join(filled)

@@ -102,11 +102,12 @@ class EvalCallback(Callback):
         return self.last
 
     def on_training_start(self, agent: Agent) -> None:
+        self.seen = agent.num_episodes
         if agent.num_episodes == 0:
             self.evaluate(agent)
 
     def on_update(self, agent: Agent, metrics: Metrics) -> None:
-        before = agent.num_episodes - metrics["time/episodes_this_update"]
+        before, self.seen = self.seen, agent.num_episodes
         if agent.num_episodes // self.eval_freq > before // self.eval_freq:
             record = self.evaluate(agent)
             metrics["eval/success_rate"] = record["success_rate"]

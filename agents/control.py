@@ -43,6 +43,8 @@ class ControlSampler:
         self.env = env
         self.horizon: int | None = getattr(env, "horizon", None)
         self.max_episode_steps = max_episode_steps
+        if policy is not None:
+            network = {"net_arch": policy.net_arch, "activation": policy.activation}
         self.network = network
         starts, actions, weights = np.random.SeedSequence(seed).spawn(3)
         self.generators = {"starts": np.random.default_rng(starts), "actions": np.random.default_rng(actions)}

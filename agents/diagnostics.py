@@ -12,10 +12,12 @@ from torch import Tensor
 from sppo.agents.batch import Experience, Trajectories
 
 
-def rollout_metrics(traj: Trajectories) -> dict[str, float]:
-    """Shares and means over the episodes that ended in this batch (all rows, if none did)."""
-    ended = traj.terminated | traj.truncated
-    over = ended if bool(ended.any()) else torch.ones_like(ended)
+def rollout_metrics(traj: Trajectories, cut: Tensor | None = None) -> dict[str, float]:
+    """Shares and means over the episodes that ended in this batch: all rows but those `cut` (B,) to go on later.
+
+    Of an episode that began in an earlier batch, the part in this one counts. Where none ended, all rows do.
+    """
+    over = torch.ones_like(traj.terminated) if cut is None or bool(cut.all()) else ~cut
     lengths = traj.lengths.float()
     return {
         "rollout/success_rate": float(traj.success[over].float().mean()),

@@ -45,7 +45,8 @@ class MLP(nn.Module):
         super().__init__()
         if activation not in ("relu", "tanh"):
             raise ValueError(f"activation must be 'relu' or 'tanh', got {activation!r}")
-        self.n_inputs, self.n_outputs, self.activation = n_inputs, n_outputs, activation
+        self.n_inputs, self.n_outputs = n_inputs, n_outputs
+        self.net_arch, self.activation = tuple(net_arch), activation
         self.register_buffer("obs_mean", torch.zeros(1, n_inputs))
         self.register_buffer("obs_std", torch.ones(1, n_inputs))
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -90,8 +91,8 @@ class Learner(Protocol):
 
     def zero_grad(self) -> None: ...
     def backward(self, loss: Tensor) -> None: ...
-    def step(self) -> float:
-        """Clip, take an optimiser step, and return the gradient norm before clipping."""
+    def step(self, learns: Sequence[bool]) -> list[float]:
+        """Clip and take an optimiser step for each of S networks that learns; gradient norms before clipping (S,)."""
 
     def total(self, x: Tensor) -> Tensor:
         """Sum over ranks."""

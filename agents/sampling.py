@@ -22,6 +22,7 @@ class Stream:
     def __init__(self, sampler: Any, n_steps: int) -> None:
         self.sampler, self.n_steps = sampler, n_steps
         self.live: Snapshot = {}
+        self.cut = torch.zeros(0, dtype=torch.bool)  # (B,) rows of the last batch whose episode goes on
 
     def next(self, n_slots: int) -> Trajectories:
         """Parts of episodes, n_slots x n_steps steps in all."""
@@ -32,6 +33,7 @@ class Stream:
             pending.append((self.live, np.full(n_live, self.n_steps)))
         parts: list[Trajectories] = []
         cut: list[Snapshot] = []
+        cuts: list[NDArray[np.bool_]] = []
         while pending:
             starts, left = pending.pop()
             if not len(left):
@@ -43,9 +45,11 @@ class Stream:
             if len(rows):
                 cut.append(traj.states.at(rows, lengths[rows]))
             parts.append(replace(traj, states=None))
+            cuts.append(np.isin(np.arange(len(left)), rows))
             left = (left - lengths)[lengths < left]
             pending.append((self.sampler.starts(len(left)), left))
         self.live = {k: np.concatenate([c[k] for c in cut]) for k in cut[0]} if cut else {}
+        self.cut = torch.from_numpy(np.concatenate(cuts))
         return pad_and_join(parts)
 
 

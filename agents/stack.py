@@ -8,25 +8,19 @@ start states, action noise, minibatch order, credit, gradient clipping, Adam, st
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 from tqdm.auto import tqdm
 
-from sppo.agents.agent import Agent
-from sppo.agents.batch import Experience, Trajectories, join
+from sppo.agents.agent import Agent, update_all
+from sppo.agents.batch import Experience, Trajectories
 from sppo.agents.callbacks import as_callback
+from sppo.agents.learners import StackLearner
 from sppo.agents.networks import stack_networks
 from sppo.agents.rollout import run_episodes
-from sppo.agents.update import Averages, LocalLearner, ValueLoss, bind_views, minibatches
-
-# Gradients are rows of one tensor so that each agent's stay its own; autograd would rather have them apart.
-warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 
 def learn(
@@ -96,7 +90,7 @@ class Stack:
             return
         self.policy = stack_networks([agent.policy for agent in agents])
         self.policy_learner = StackLearner([agent.learner for agent in agents], self.policy)
-        self.critic = None
+        self.critic, self.critic_learner = None, None
         if agents[0].critic_learner is not None:
             self.critic = stack_networks([agent.critic for agent in agents])
             self.critic_learner = StackLearner([agent.critic_learner for agent in agents], self.critic)
@@ -108,7 +102,9 @@ class Stack:
         started = time.perf_counter()
         experiences = self._collect()
         sampled = time.perf_counter()
-        updates = self._update(experiences)
+        updates = update_all(
+            self.agents, experiences, self.policy_learner, self.policy, self.critic_learner, self.critic
+        )
         ended, n = time.perf_counter(), len(self.agents)
         return [
             agent.account(experience, metrics, (sampled - started) / n, (ended - started) / n)
@@ -138,107 +134,3 @@ class Stack:
             sampler.count(own, fresh=True)
             experiences.append(agent.credit(own))
         return experiences
-
-    def _update(self, experiences: list[Experience]) -> list[dict[str, float]]:
-        agents = self.agents
-        results = self._minimise(
-            self.policy_learner,
-            agents[0].policy_loss(self.policy),
-            [agent.policy_experience(e) for agent, e in zip(agents, experiences, strict=True)],
-            agents[0].config.batch_size,
-            agents[0].config.target_kl,
-        )
-        if self.critic is not None:
-            critic = self._minimise(
-                self.critic_learner,
-                ValueLoss(self.critic),
-                [agent.critic_experience(e) for agent, e in zip(agents, experiences, strict=True)],
-                agents[0].critic_batch_size(),
-                None,
-            )
-            results = [agent.with_critic(p, c) for agent, p, c in zip(agents, results, critic, strict=True)]
-        return results
-
-    def _minimise(
-        self,
-        learner: StackLearner,
-        loss: Any,
-        data: list[Experience],
-        batch_size: int | None,
-        target_kl: float | None,
-    ) -> list[dict[str, float]]:
-        """`update.minimise`, for all agents at once."""
-        c, n = self.agents[0].config, len(self.agents)
-        orders = [
-            minibatches(d, loss, c.n_epochs, c.n_minibatches, batch_size, agent.generator)
-            for d, agent in zip(data, self.agents, strict=True)
-        ]
-        averages = [Averages() for _ in self.agents]
-        while True:
-            # An agent that has stopped draws no further minibatches, as when it learns alone.
-            parts = [None if a.early_stop else next(order, None) for a, order in zip(averages, orders, strict=True)]
-            if all(part is None for part in parts):
-                break
-            batch = side_by_side(parts)
-            share = batch.share.view(n, -1).sum(1)
-            weight = batch.weight.view(n, -1) / share.clamp(min=1e-12)[:, None]
-            learner.grad.zero_()
-            per_step, stats = loss(batch)
-            (per_step.view(n, -1) * weight).sum().backward()
-            means = {name: (value.view(n, -1) * weight).sum(1).tolist() for name, value in stats.items()}
-            mine = [{name: values[i] for name, values in means.items()} for i in range(n)]
-            for i, average in enumerate(averages):
-                average.early_stop |= target_kl is not None and mine[i]["train/approx_kl"] > 1.5 * target_kl
-            learns = [p is not None and not a.early_stop for p, a in zip(parts, averages, strict=True)]
-            norms = learner.step(learns)
-            for i, average in enumerate(averages):
-                if learns[i]:
-                    average.add(mine[i], norms[i])
-        return [average.result() for average in averages]
-
-
-def side_by_side(parts: Sequence[Experience | None]) -> Experience:
-    """Equal shares of rows for each network: shorter parts, and missing ones, are filled up with rows of no weight."""
-    some = next(part for part in parts if part is not None)
-    n = max(len(part) for part in parts if part is not None)
-    filled = []
-    for part in parts:
-        size = len(part) if part is not None else 0
-        if part is None or size < n:
-            padded = (some if part is None else part)[torch.arange(n).clamp(max=len(part or some) - 1)]
-            real = (torch.arange(n) < size).float()[:, None]
-            part = replace(padded, weight=padded.weight * real, share=padded.share * real)
-        filled.append(part)
-    return join(filled)
-
-
-class StackLearner:
-    """The learners of S networks as one: their weights and gradients are rows of (S, P) tensors.
-
-    Each learner keeps its own Adam state, so that it can be saved, or go on alone, at any time.
-    """
-
-    def __init__(self, learners: Sequence[Any], stacked: nn.Module) -> None:
-        flat = torch.stack([learner.flat.data for learner in learners])
-        self.learners, self.grad = list(learners), torch.zeros_like(flat)
-        for i, learner in enumerate(learners):
-            assert isinstance(learner, LocalLearner)
-            learner.bind(flat[i], self.grad[i])
-        bind_views(stacked, flat, self.grad)
-        first = learners[0].optimizer
-        self.optimizer = type(first)([learner.flat for learner in learners], **first.defaults)
-        for learner in learners:
-            self.optimizer.state[learner.flat] = learner.optimizer.state[learner.flat]
-
-    def step(self, learns: Sequence[bool]) -> list[float]:
-        """Clip each network's gradient and step those that learn; gradient norms before clipping."""
-        norms = torch.linalg.vector_norm(self.grad, dim=1)
-        told: list[float] = norms.tolist()
-        for learner, norm, own, active in zip(self.learners, told, self.grad, learns, strict=True):
-            learner.check(norm)
-            learner.flat.grad = own if active else None
-        self.grad *= (self.learners[0].max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1.0)[:, None]
-        self.optimizer.step()
-        for learner, own in zip(self.learners, self.grad, strict=True):
-            learner.flat.grad = own  # so that it can go on alone
-        return told

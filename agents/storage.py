@@ -9,21 +9,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from sppo.agents.agent import Agent
 
 TENSORS, VALUES = "agent.safetensors", "agent.json"
+COUNTERS = ("n_updates", "gradient_steps", "num_episodes", "num_steps", "seconds")
 
 
 def save_policy(policy: nn.Module, path: Path, about: dict[str, Any]) -> None:
     """One policy's weights, with a JSON of what it is beside them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not save_file, which makes a file that nobody else may read.
-    path.write_bytes(save({k: v.contiguous() for k, v in policy.state_dict().items()}))
+    write_tensors(path, {k: v.contiguous() for k, v in policy.state_dict().items()})
     path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Not safetensors' save_file: its files nobody else may read, and a full disk is no OSError to it."""
+    path.write_bytes(save(tensors))
 
 
 def load_policy(policy: nn.Module, path: Path) -> None:
@@ -54,7 +59,7 @@ def save_agent(agent: Agent, folder: Path) -> None:
     """See Agent.save."""
     values, tensors = agent_state(agent)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / TENSORS)
+    write_tensors(folder / TENSORS, tensors)
     (folder / VALUES).write_text(json.dumps(values, indent=1) + "\n")
 
 
@@ -87,7 +92,7 @@ def agent_state(agent: Agent) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "agent": type(agent).__name__,
         "config": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(agent.config).items()},
         "network": agent.network,
-        "counters": {name: getattr(agent, name) for name in ("n_updates", "num_episodes", "num_steps", "seconds")},
+        "counters": {name: getattr(agent, name) for name in COUNTERS},
         "sampler": agent.sampler.counts,
         "generators": {
             "agent": agent.generator.bit_generator.state,

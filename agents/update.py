@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sppo.agents.batch import Experience
+from sppo.agents.batch import Experience, side_by_side
 from sppo.agents.losses import approximate_kl, clipped_surrogate
 from sppo.agents.protocols import Critic, Learner, Policy
 
 Stats = dict[str, Tensor]
+Stop = Callable[[Mapping[str, float]], bool]
 
 
 class Loss(Protocol):
@@ -63,7 +63,7 @@ class PolicyLoss:
                 "train/clip_fraction": ((ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)).float(),
             }
         if entropy is None:
-            # The sampled action's log-probability is an unbiased estimate of the negative entropy.
+            # An estimate of the negative entropy from the actions taken, exact on average before the first step.
             return surrogate, stats | {"train/entropy_loss": logprobs.detach()}
         return surrogate - self.ent_coef * entropy, stats | {"train/entropy_loss": -entropy.detach()}
 
@@ -101,61 +101,6 @@ class ValueLoss:
         return loss, {"train/value_loss": loss.detach()}
 
 
-class LocalLearner:
-    """A module and its Adam on one process.
-
-    Weights and gradients are moved into one flat tensor each, of which the module's are views: clipping and Adam then
-    cost a handful of calls, which for small networks is a good part of the update.
-    """
-
-    def __init__(self, module: nn.Module, *, learning_rate: float, max_grad_norm: float, adam_eps: float) -> None:
-        self.module, self.max_grad_norm = module, max_grad_norm
-        self.flat = torch.cat([p.detach().flatten() for p in module.parameters()])
-        self.grad = torch.zeros_like(self.flat)
-        self.bind(self.flat, self.grad)
-        self.optimizer = torch.optim.Adam([self.flat], lr=learning_rate, eps=adam_eps, fused=True)
-
-    def bind(self, flat: Tensor, grad: Tensor) -> None:
-        """Keep weights and gradients in these tensors (P,) from now on."""
-        self.flat.data, self.grad = flat, grad
-        self.flat.grad = grad
-        bind_views(self.module, flat[None], grad[None])
-
-    def zero_grad(self) -> None:
-        self.grad.zero_()
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def step(self) -> float:
-        norm = float(self.grad.norm())
-        self.check(norm)
-        if norm > self.max_grad_norm:
-            self.grad.mul_(self.max_grad_norm / norm)
-        self.optimizer.step()
-        return norm
-
-    def check(self, norm: float) -> None:
-        if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient of {type(self.module).__name__} is not finite: lower the learning rate, or look for "
-                "rewards or observations that are huge"
-            )
-
-    def total(self, x: Tensor) -> Tensor:
-        return x
-
-
-def bind_views(module: nn.Module, flat: Tensor, grad: Tensor) -> None:
-    """Make a module's weights and gradients views of (S, P) tensors, in the order of its parameters."""
-    first = 0
-    for p in module.parameters():
-        here = slice(first, first + p.numel() // len(flat))
-        p.data = flat[:, here].view(p.shape)
-        p.grad = grad[:, here].view(p.shape)
-        first = here.stop
-
-
 def minimise(
     learner: Learner,
     loss: Loss,
@@ -166,7 +111,7 @@ def minimise(
     generator: np.random.Generator,
     batch_size: int | None = None,
     microbatch_size: int | None = None,
-    stop: Callable[[Mapping[str, float]], bool] | None = None,
+    stop: Stop | None = None,
 ) -> dict[str, float]:
     """Minimise sum(weight * loss) / sum(share) over shuffled minibatches.
 
@@ -188,25 +133,69 @@ def minimise(
         Statistics averaged over all minibatches of all passes, weighted as the loss is, with `train/grad_norm` and
         `train/n_updates` (optimiser steps taken).
     """
-    averages = Averages()
-    for minibatch in minibatches(data, loss, n_epochs, n_minibatches, batch_size, generator):
-        divisor = learner.total(minibatch.share.sum())
-        if divisor == 0:
-            continue
+    [result] = minimise_all(
+        learner,
+        loss,
+        [data],
+        n_epochs=n_epochs,
+        n_minibatches=n_minibatches,
+        generators=[generator],
+        batch_size=batch_size,
+        microbatch_size=microbatch_size,
+        stop=stop,
+    )
+    return result
+
+
+def minimise_all(
+    learner: Learner,
+    loss: Loss,
+    data: Sequence[Experience],
+    *,
+    n_epochs: int,
+    n_minibatches: int,
+    generators: Sequence[np.random.Generator],
+    batch_size: int | None = None,
+    microbatch_size: int | None = None,
+    stop: Stop | None = None,
+) -> list[dict[str, float]]:
+    """`minimise` for S networks side by side, each on its own data, in its own order, with its own statistics.
+
+    Rows of one network never weigh in another's loss, so each learns what it would learn alone.
+    """
+    n = len(data)
+    orders = [
+        minibatches(d, loss, n_epochs, n_minibatches, batch_size, generator)
+        for d, generator in zip(data, generators, strict=True)
+    ]
+    averages = [Averages() for _ in data]
+    while True:
+        # A network that has stopped draws no further minibatches, as when it learns alone.
+        parts = [None if a.early_stop else next(order, None) for a, order in zip(averages, orders, strict=True)]
+        if all(part is None for part in parts):
+            return [average.result() for average in averages]
+        batch = side_by_side(parts)
+        divisor = learner.total(batch.share.reshape(n, -1).sum(1))  # (S,)
         learner.zero_grad()
-        stats: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-        for micro in _microbatches(minibatch, microbatch_size, loss.block):
-            per_step, micro_stats = loss(micro)
-            weight = micro.weight / divisor
-            learner.backward((per_step * weight).sum())
-            for name, value in micro_stats.items():
-                stats[name] = stats[name] + (value * weight).sum()
-        means = {name: float(learner.total(value)) for name, value in stats.items()}
-        if stop is not None and stop(means):
-            averages.early_stop = True
-            break
-        averages.add(means, learner.step())
-    return averages.result()
+        totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        for micro in _microbatches(batch, microbatch_size if n == 1 else None, loss.block):
+            per_step, stats = loss(micro)
+            weight = micro.weight.reshape(n, -1) / divisor.clamp(min=1e-12)[:, None]
+            learner.backward((per_step.reshape(n, -1) * weight).sum())
+            for name, value in stats.items():
+                totals[name] = totals[name] + (value.reshape(n, -1) * weight).sum(1)
+        columns = {name: learner.total(value).tolist() for name, value in totals.items()}
+        means = [{name: column[i] for name, column in columns.items()} for i in range(n)]
+        weighs = (divisor > 0).tolist()
+        for i, average in enumerate(averages):
+            average.early_stop |= parts[i] is not None and weighs[i] and stop is not None and stop(means[i])
+        learns = [
+            part is not None and w and not a.early_stop for part, w, a in zip(parts, weighs, averages, strict=True)
+        ]
+        norms = learner.step(learns)
+        for i, average in enumerate(averages):
+            if learns[i]:
+                average.add(means[i], norms[i])
 
 
 def minibatches(

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from sppo.agents.batch import Choices, Experience
+from sppo.agents.learners import LocalLearner
 from sppo.agents.losses import aggregation_weights, clipped_surrogate
-from sppo.agents.update import LocalLearner, PolicyLoss, minimise
+from sppo.agents.update import PolicyLoss, minimise
 from sppo.experiments.process import tune_process
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.policy import Prefixes, TextPolicy, sequences, tiny_model

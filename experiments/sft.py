@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 
 from sppo.agents.batch import Choices, Experience
 from sppo.agents.control import ControlSampler
+from sppo.agents.learners import LocalLearner
 from sppo.agents.networks import GaussianPolicy
 from sppo.agents.storage import save_policy
-from sppo.agents.update import LocalLearner, LogLikelihoodLoss, minibatches
+from sppo.agents.update import LogLikelihoodLoss, minibatches
 from sppo.envs import episodes
 from sppo.experiments.tasks import short_name, task
 

@@ -453,7 +453,11 @@ def test_a_policy_to_start_from() -> None:
     start = ControlSampler(chain(), seed=9, net_arch=(16,)).policy
     start.obs_mean.fill_(0.5)
     agent = SPPO(chain(), policy=start, **SMALL)
-    assert agent.policy is start
+    assert all(torch.equal(a, b) for a, b in zip(agent.policy.parameters(), start.parameters(), strict=True))
+    before = [p.clone() for p in start.parameters()]
+    agent.train_once()
+    assert all(torch.equal(a, b) for a, b in zip(before, start.parameters(), strict=True)), "others may start from it"
+    assert agent.critic.net_arch == (16,)
     assert torch.equal(agent.critic.obs_mean, start.obs_mean), "critics see observations as the policy does"
 
 

@@ -147,7 +147,6 @@ def test_loading_over_a_damaged_policy_changes_nothing(tmp_path: Path) -> None:
     assert not torch.equal(other.weights[0], policy.weights[0])
 
 
-@pytest.mark.xfail(strict=True, reason="load rebuilds the policy from the settings of new networks")
 def test_an_agent_with_a_policy_of_another_shape(tmp_path: Path) -> None:
     """A start policy may have other layers than the settings name for new networks."""
     start = ControlSampler(env(), net_arch=(24, 8)).policy

@@ -14,8 +14,9 @@ from fake_text import ToyTask, toy_policy, toy_sampler
 
 from sppo.agents import AGENTS, SPPO
 from sppo.agents.batch import Experience
+from sppo.agents.learners import LocalLearner
 from sppo.agents.losses import aggregation_weights
-from sppo.agents.update import LocalLearner, PolicyLoss, minimise
+from sppo.agents.update import PolicyLoss, minimise
 from sppo.llm import policy as policy_module
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.policy import TextPolicy, load_model, tiny_model

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.learners import LocalLearner
 from sppo.agents.losses import aggregation_weights
 from sppo.agents.networks import CategoricalPolicy, GaussianPolicy, StartCritic, StepCritic
-from sppo.agents.update import LocalLearner, LogLikelihoodLoss, PolicyLoss, ValueLoss, minibatches, minimise
+from sppo.agents.update import LogLikelihoodLoss, PolicyLoss, ValueLoss, minibatches, minimise
 
 N_INPUTS, HORIZON = 3, 9
 AGGREGATIONS = ("token_mean", "sequence_mean", "constant_horizon")
