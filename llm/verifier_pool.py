@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SCRIPT = Path(__file__).with_name("verifier_worker.py")
+# -P: the script's folder is no place to import from.
+COMMAND = [sys.executable, "-P", str(Path(__file__).with_name("verifier_worker.py"))]
 START_SECONDS = 120.0  # for the imports and grammars of a new worker, on a busy machine
 
 
@@ -76,14 +77,13 @@ class Worker:
         if alive:
             return
         self.close()
-        # -P: the script's folder is no place to import from. Hash seed 0: sets are walked in one order everywhere.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(SCRIPT)],
+            COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             process_group=0,  # an interrupt from the keyboard is for the parent alone
-            env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
+            env=_environment(),
         )
         self.owner, self.buffer = os.getpid(), b""
         if self.warm_up is None:
@@ -179,6 +179,23 @@ class Pool:
         """Kill all workers; a later job starts them anew."""
         for worker in self.workers:
             worker.close()
+
+
+def draw(*arguments: Any) -> Any:
+    """What `draw_reasoning` of the worker's script makes of these arguments, in a process of its own.
+
+    Raises:
+        RuntimeError: if it fails, with the end of what it printed.
+    """
+    done = subprocess.run([*COMMAND, "draw"], input=pickle.dumps(arguments), capture_output=True, env=_environment())
+    if done.returncode:
+        raise RuntimeError(f"drawing questions of {arguments[0]} failed: {done.stderr.decode()[-2000:]}")
+    return pickle.loads(done.stdout)
+
+
+def _environment() -> dict[str, str]:
+    # Hash seed 0: sets are walked in the same order in every run.
+    return {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
 
 
 def _close(pool: weakref.ref[Pool]) -> None:

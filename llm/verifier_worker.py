@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pickle
+import random
 import signal
 import struct
 import sys
@@ -64,13 +65,28 @@ def compare(gold: str, answer: str) -> str:
 
 
 @lru_cache(maxsize=16)
-def scorer(name: str, options: str) -> Any:
+def scorer(name: str, options: bytes) -> Any:
     from reasoning_gym import create_dataset
 
-    return create_dataset(name, **json.loads(options))
+    return create_dataset(name, seed=0, size=1, **pickle.loads(options))
 
 
-def score_reasoning(name: str, options: str, entry: dict[str, Any], answer: str) -> float:
+def draw_reasoning(name: str, options: bytes, seeds: dict[str, int], sizes: dict[str, int]) -> dict[str, list[Any]]:
+    """Split -> entries. Some datasets walk through sets, so they are the same in every run only under one hash seed."""
+    from reasoning_gym import create_dataset
+
+    drawn = {}
+    for split, seed in seeds.items():
+        # codeio runs code that draws from the global generators; this process is for nothing else.
+        random.seed(seed)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(seed % 2**32)
+        data = create_dataset(name, seed=seed, size=sizes[split], **pickle.loads(options))
+        drawn[split] = [data[i] for i in range(len(data))]
+    return drawn
+
+
+def score_reasoning(name: str, options: bytes, entry: dict[str, Any], answer: str) -> float:
     """reasoning-gym's own score of an answer to an entry."""
     return float(scorer(name, options).score_answer(answer, entry))
 
@@ -84,6 +100,14 @@ def sleep(seconds: float) -> str:
 
 
 JOBS: dict[str, Callable[..., Any]] = {"compare": compare, "reasoning": score_reasoning, "sleep": sleep}
+
+
+def once() -> None:
+    """Draw the questions that stdin describes, as a pickle on stdout."""
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    pickle.dump(draw_reasoning(*pickle.load(sys.stdin.buffer)), output)
+    output.close()
 
 
 def main() -> None:
@@ -113,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    once() if sys.argv[1:] == ["draw"] else main()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from sppo.llm.tasks.base import Prompt, Score, TaskBase, check_split, stable_key, user_message
 from sppo.llm.tasks.names import unknown
-from sppo.llm.verifier_pool import Pool
+from sppo.llm.verifier_pool import Pool, draw
 
 
 @cache
@@ -24,6 +24,13 @@ def _library() -> Any:
     except ImportError as error:
         raise ImportError("reasoning_gym tasks need reasoning-gym: pip install sppo[reasoning]") from error
     return reasoning_gym
+
+
+def _part(part: Any) -> Any:
+    """A part of the composite dataset, given as the library's DatasetSpec or as a dictionary of its fields."""
+    from reasoning_gym.composite import DatasetSpec
+
+    return DatasetSpec(**{"weight": 1.0, "config": {}, **part}) if isinstance(part, dict) else part
 
 
 def dataset_names() -> list[str]:
@@ -67,45 +74,39 @@ class ReasoningTask(TaskBase):
         self.sizes = {"train": train_size, "test": test_size}
         self.seeds = {"train": seed, "test": seed + 10_000_019}
         self.system = library.utils.SYSTEM_PROMPTS["default"] if system is None else system
-        self.chat, self.binary, self.options = chat, binary, options
-        self._splits: dict[str, list[Prompt]] = {}
-        self._check_options()
-
-    def _check_options(self) -> None:
+        self.chat, self.binary = chat, binary
+        if dataset == "composite":
+            options["datasets"] = [_part(part) for part in options.get("datasets", [])]
         try:
-            _library().create_dataset(self.dataset, seed=0, size=1, **self.options)
-        except (TypeError, AssertionError) as error:
-            raise ValueError(f"{self.name} does not take the options {self.options}: {error}") from error
+            library.create_dataset(dataset, seed=0, size=1, **options)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ValueError(f"{self.name} does not take the options {options}: {error}") from error
+        self._options = pickle.dumps(options)
 
     def prompts(self, split: str) -> list[Prompt]:
         """The questions of `train` or `test`."""
         check_split(self.name, split, tuple(self.sizes))
-        if split not in self._splits:
-            taken = {p.key for p in self.prompts("test")} if split == "train" else set()
-            self._splits[split] = [prompt for prompt in self._draw(split) if prompt.key not in taken]
-            if not self._splits[split]:
-                raise ValueError(f"{self.name}: all {self.sizes[split]} train questions are test questions too")
         return self._splits[split]
 
-    def _draw(self, split: str) -> list[Prompt]:
-        data = _library().create_dataset(self.dataset, seed=self.seeds[split], size=self.sizes[split], **self.options)
-        found: dict[int, Prompt] = {}
-        for i in range(len(data)):
-            entry = data[i]
-            question = str(entry["question"])
-            key = stable_key(question)
-            plain = f"{self.system}\n{question}\n" if self.system else question
-            found.setdefault(
-                key,
-                Prompt(
-                    key=key,
-                    prompt=user_message(question, system=self.system or None) if self.chat else plain,
-                    answer=str(entry["answer"]),
-                    data_source=self.name,
-                    extra={"entry": entry},
-                ),
-            )
-        return list(found.values())
+    @cached_property
+    def _splits(self) -> dict[str, list[Prompt]]:
+        drawn = draw(self.dataset, self._options, self.seeds, self.sizes)
+        test = {prompt.key: prompt for prompt in map(self._prompt, drawn["test"])}
+        train = {prompt.key: prompt for prompt in map(self._prompt, drawn["train"]) if prompt.key not in test}
+        if not train and drawn["train"]:
+            raise ValueError(f"{self.name}: all {len(drawn['train'])} train questions are test questions too")
+        return {"train": list(train.values()), "test": list(test.values())}
+
+    def _prompt(self, entry: dict[str, Any]) -> Prompt:
+        question = str(entry["question"])
+        plain = f"{self.system}\n{question}\n" if self.system else question
+        return Prompt(
+            key=stable_key(question),
+            prompt=user_message(question, system=self.system or None) if self.chat else plain,
+            answer=str(entry["answer"]),
+            data_source=self.name,
+            extra={"entry": entry},
+        )
 
     def score_all(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
         """Outcomes in order; reason `partial` for a score between 0 and 1."""
@@ -113,7 +114,6 @@ class ReasoningTask(TaskBase):
 
         scores: list[Score | None] = []
         jobs: dict[int, tuple[Any, ...]] = {}
-        options = json.dumps({**self.options, "seed": 0, "size": 1}, default=str)
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             answer = extract_answer(response) if len(response) <= MAX_RESPONSE else None
             if answer is None or len(answer) > MAX_ANSWER:
@@ -121,7 +121,7 @@ class ReasoningTask(TaskBase):
                 scores.append(Score(0.0, "too_long" if long else "no_answer"))
             else:
                 scores.append(None)
-                jobs[i] = (self.dataset, options, prompt.extra["entry"], answer)
+                jobs[i] = (self.dataset, self._options, prompt.extra["entry"], answer)
         for i, reply in zip(jobs, _pool().ask_all("reasoning", list(jobs.values())), strict=True):
             if reply.status != "ok":
                 scores[i] = Score(0.0, reply.status)
