@@ -6,30 +6,49 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sppo.agents import Agent
 
 MANIFEST = "manifest.json"
 KEEP = 2
+PARTIAL = ".partial-"
+"""Begins the names of folders that are being written or removed."""
+
+Warn = Callable[[str], None]
 
 
-def save_checkpoint(agent: Agent, run: Path) -> None:
+@dataclass(frozen=True)
+class Checkpoint:
+    """An agent's state after so many updates."""
+
+    folder: Path
+    done: bool
+    """True where the agent has nothing more to learn."""
+
+    @property
+    def update(self) -> int:
+        return int(self.folder.name)
+
+
+def save_checkpoint(agent: Agent, run: Path, done: bool = False) -> None:
     """Write the agent's state at its present update; the one before it is kept too."""
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
-    for leftover in folder.glob(".writing-*"):
+    for leftover in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(leftover)
-    final, temporary = folder / f"{agent.n_updates:08d}", folder / f".writing-{agent.n_updates:08d}"
+    final = folder / f"{agent.n_updates:08d}"
+    temporary = final.with_name(PARTIAL + final.name)
     try:
         agent.save(temporary)
         hashes = {path.name: _hash(path) for path in sorted(temporary.iterdir())}
-        (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1) + "\n")
+        (temporary / MANIFEST).write_text(json.dumps({"done": done, "sha256": hashes}, indent=1) + "\n")
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         os.replace(temporary, final)
         _sync(folder)
     except OSError as error:
@@ -37,40 +56,59 @@ def save_checkpoint(agent: Agent, run: Path) -> None:
         raise OSError(
             error.errno, f"the checkpoint could not be written, the one before it holds: {error.strerror}", str(final)
         ) from error
-    for old in saved_updates(run)[KEEP:]:
-        shutil.rmtree(folder / f"{old:08d}")
+    for old in _folders(run)[KEEP:]:
+        _remove(old)
 
 
-def saved_updates(run: Path) -> list[int]:
-    """Updates with a checkpoint, newest first."""
-    return sorted((int(path.name) for path in (run / "checkpoints").glob("[0-9]*")), reverse=True)
+def good_checkpoints(run: Path, warn: Warn) -> Iterator[Checkpoint]:
+    """Checkpoints that are whole, newest first; a damaged one is named and passed over."""
+    folders = _folders(run)
+    for folder in folders:
+        try:
+            yield _verified(folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            older = "using the one before it" if folder != folders[-1] else "there is none before it"
+            warn(f"the checkpoint {folder} is damaged ({error}); {older}")
 
 
-def good_updates(run: Path, warn: Callable[[str], None]) -> Iterator[int]:
-    """Updates whose checkpoint is whole, newest first; a damaged one is named and passed over."""
-    for update in saved_updates(run):
-        folder = checkpoint(run, update)
-        problem = _damage(folder)
-        if problem is None:
-            yield update
-        else:
-            warn(f"the checkpoint {folder} is damaged ({problem}); using the one before it")
+def shared_checkpoints(runs: Sequence[Path], warn: Warn) -> list[Checkpoint]:
+    """Where runs that learn side by side go on: one checkpoint each, all of the same update, the newest there is.
+
+    A run that had nothing more to learn by then stays at its last. Empty where they share none.
+    """
+    own = [list(good_checkpoints(run, warn)) for run in runs]
+    for update in sorted({c.update for some in own for c in some}, reverse=True):
+        chosen = [[c for c in some if c.update == update or (c.done and c.update < update)] for some in own]
+        if all(chosen):
+            return [some[0] for some in chosen]
+    return []
 
 
-def checkpoint(run: Path, update: int) -> Path:
-    """The folder of an update's checkpoint."""
-    return run / "checkpoints" / f"{update:08d}"
+def remove_later(run: Path, update: int) -> None:
+    """Remove the checkpoints beyond an update that a run goes back to: they would count as the newest."""
+    for folder in _folders(run):
+        if int(folder.name) > update:
+            _remove(folder)
 
 
-def _damage(folder: Path) -> str | None:
-    try:
-        hashes = json.loads((folder / MANIFEST).read_text())
-        for name, want in hashes.items():
-            if _hash(folder / name) != want:
-                return f"{name} has changed"
-    except (OSError, ValueError, AttributeError) as error:
-        return str(error)
-    return None
+def _folders(run: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((path for path in (run / "checkpoints").glob("*") if path.name.isdigit()), reverse=True)
+
+
+def _verified(folder: Path) -> Checkpoint:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name, want in manifest["sha256"].items():
+        if _hash(folder / name) != want:
+            raise ValueError(f"{name} has changed")
+    return Checkpoint(folder, bool(manifest["done"]))
+
+
+def _remove(folder: Path) -> None:
+    """Renamed first, so that a kill leaves no half of it under its name."""
+    doomed = folder.with_name(f"{PARTIAL}old-{folder.name}")
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
 
 
 def _hash(path: Path) -> str:

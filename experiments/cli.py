@@ -3,6 +3,7 @@
 # ruff: noqa: E402 - the thread counts are set before NumPy is imported
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -15,40 +16,46 @@ from typing import Annotated, Any
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+import gymnasium as gym
 import tyro
 
 from sppo.agents import AGENTS
 from sppo.envs import episodes
-from sppo.experiments.compare import JobFailed, execute, plan
+from sppo.experiments.compare import Job, JobFailed, check, execute, plan
 from sppo.experiments.config import RunConfig, read_config, resolve, to_json
-from sppo.experiments.experts import expert_config, train_expert
 from sppo.experiments.process import tune_process
-from sppo.experiments.report import format_table, plot_curves, summarize, write_report
 from sppo.experiments.run import Interrupted
-from sppo.experiments.sft import fits, sft_config, summary
+from sppo.experiments.sft import check_fits, fits, sft_config, summary
 from sppo.experiments.tasks import TASKS, short_name
-from sppo.experiments.watch import watch
 
-Options = Annotated[dict[str, str], tyro.conf.arg(metavar="NAME VALUE [NAME VALUE ...]")]
+# What draws, or trains experts, is imported by the commands that do so: it takes a second to load, and every worker
+# process loads this file.
+
+Options = Annotated[dict[str, str], tyro.conf.arg(metavar="NAME VALUE ...")]
+ENV_IDS = Annotated[
+    tuple[str, ...], tyro.conf.arg(metavar="ID ...", help=f"Registered environment ids; all: {', '.join(TASKS)}.")
+]
+EVERY_ENV = ("all",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What `train` and `compare` share."""
+class RunOptions:
+    """What train and compare share."""
 
     env_options: Options = field(default_factory=dict)
-    """Options of the environment (its dials), such as: horizon 100 tolerance 1.0"""
+    """Options of the environment (its dials, see docs/ENVIRONMENTS.md), such as: horizon 100 tolerance 1.0"""
     settings: Options = field(default_factory=dict)
-    """Settings of the agents that differ from the defaults, such as: learning_rate 1e-3 n_epochs 2"""
+    """Settings of the agent that differ from its defaults (--dry-run prints them all), such as: learning_rate 1e-3
+    n_epochs 2"""
     start: str = "auto"
-    """The start policy: auto (the one that ships for the task and seed, if any), none, a file, or a folder of files
-    named by seed."""
+    """The start policy: auto (the one that ships for the task and seed, if any), none (random weights), a file, or a
+    folder of files named by seed."""
     episodes: int | None = None
     """Budget in episodes; by default the paper's for the task, 10 000 for others."""
     steps: int | None = None
-    """Budget in environment steps, beside the one in episodes."""
+    """Budget in environment steps, beside the one in episodes: the run ends with whichever is spent first."""
     evals: int = 20
-    """Evaluations during a run, evenly spaced."""
+    """Evaluations during a run, evenly spaced, beside the one before it."""
     eval_episodes: int = 256
     """Held-out start states of each evaluation, with sampled actions, outside the budget."""
     stop_at_success: float | None = None
@@ -56,9 +63,9 @@ class _Run:
     checkpoint_freq: int = 20
     """Updates between checkpoints."""
     resume: bool = False
-    """Go on with runs that were stopped."""
+    """Go on with runs that were stopped; those that are finished stay as they are."""
     dry_run: bool = False
-    """Check everything and print the resolved configs; run nothing."""
+    """Check everything and print the resolved configs; run and write nothing."""
 
     def base(self) -> RunConfig:
         return RunConfig(
@@ -74,76 +81,89 @@ class _Run:
         )
 
 
+Shared = Annotated[RunOptions, tyro.conf.arg(name="")]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Train(_Run):
+class Train:
     """Train one agent on one task."""
 
-    env: str = "sppo/PrecisionCartPole-v0"
+    env: Annotated[str, tyro.conf.arg(metavar="ID")] = "sppo/PrecisionCartPole-v0"
     """A registered environment id."""
-    agent: str = "sppo"
-    """One of: ppo, ppo-bce, sppo, tracker, reinforce."""
+    agent: Annotated[str, tyro.conf.arg(metavar="AGENT", help=f"One of: {', '.join(AGENTS)}.")] = "sppo"
     seed: int = 0
     """Of start states, actions, minibatches and initial weights; and which start policy."""
     config: Path | None = None
-    """Run this config.json (or the run folder that holds it) again; the other options but --out, --resume and
-    --dry-run are ignored."""
+    """Run this config.json (or the run folder that holds it) again; of the other options only --out, --resume and
+    --dry-run count then."""
     out: Path | None = None
     """The run's folder; by default runs/TASK/AGENT/seedK."""
+    run: Shared = field(default_factory=RunOptions)
 
     def __call__(self) -> None:
-        config = replace(self.base(), agent=self.agent, env_id=self.env, seed=self.seed)
+        config = replace(self.run.base(), agent=self.agent, env_id=self.env, seed=self.seed)
         config = resolve(read_config(self.config) if self.config else config)
         out = self.out or Path("runs") / short_name(config.env_id) / config.agent / f"seed{config.seed}"
         jobs = [([config], [out])]
-        if not _dry(jobs, self.dry_run):
-            execute(jobs, resume=self.resume)
+        if self.run.dry_run:
+            _show(jobs, self.run.resume)
+        else:
+            execute(jobs, resume=self.run.resume)
             print(f"{out}: success {json.loads((out / 'result.json').read_text())['success_rate']:.3f}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(_Run):
+class Compare:
     """Train several agents from the same start policies with the same seeds, and report who is ahead."""
 
-    env: tuple[str, ...] = ("sppo/PrecisionCartPole-v0",)
-    """Registered environment ids; "all" for the five tasks of the paper."""
-    agents: tuple[str, ...] = ("ppo", "sppo")
-    """Any of: ppo, ppo-bce, sppo, tracker, reinforce; "all" for every one."""
+    env: ENV_IDS = ("sppo/PrecisionCartPole-v0",)
+    agents: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="AGENT ...", help=f"Any of, or all: {', '.join(AGENTS)}.")
+    ] = ("ppo", "sppo")
     seeds: int = 5
     """How many seeds, from 0."""
     processes: int | None = None
-    """How many at a time; by default one per processor."""
+    """How many at a time; by default one per processor. No effect on results."""
     out: Path = Path("runs/compare")
     """Where the run folders, the table, the curves and the report go."""
+    run: Shared = field(default_factory=RunOptions)
 
     def __call__(self) -> None:
         agents = tuple(AGENTS) if self.agents == ("all",) else self.agents
-        env_ids = tuple(TASKS) if self.env == ("all",) else self.env
-        jobs = plan(self.base(), agents, env_ids, self.seeds, self.out)
-        if not _dry(jobs, self.dry_run):
-            execute(jobs, processes=self.processes, resume=self.resume)
-            _report(self.out, agents)
+        jobs = plan(self.run.base(), agents, _env_ids(self.env), self.seeds, self.out)
+        if self.run.dry_run:
+            _show(jobs, self.run.resume)
+            return
+        try:
+            execute(jobs, processes=self.processes, resume=self.run.resume)
+        except JobFailed:
+            with contextlib.suppress(ValueError):  # where no run is finished there is nothing to report
+                _report(self.out, agents)
+            raise
+        _report(self.out, agents)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experts:
     """Stage 1: train an expert with stable-baselines3 on each task's dense variant, and record its successes."""
 
-    env: tuple[str, ...] = ("all",)
-    """Registered environment ids; "all" for the five tasks of the paper."""
+    env: ENV_IDS = EVERY_ENV
     settings: Options = field(default_factory=dict)
-    """Settings that differ from the task's, such as: total_timesteps 100000"""
+    """Settings that differ from the task's (--dry-run prints them all), such as: total_timesteps 100000"""
     out: Path = Path("runs/experts")
     """Episodes go to OUT/TASK."""
     dry_run: bool = False
-    """Print the settings; train nothing."""
+    """Check and print the settings; train and write nothing."""
 
     def __call__(self) -> None:
-        for env_id in tuple(TASKS) if self.env == ("all",) else self.env:
+        from sppo.experiments.experts import expert_config, train_expert
+
+        configs = {env_id: expert_config(env_id, **_values(self.settings)) for env_id in _env_ids(self.env)}
+        for env_id, config in configs.items():
             episodes(env_id)
-            config = expert_config(env_id, **_values(self.settings))
             if self.dry_run:
                 print(config)
-                continue
+        for env_id, config in configs.items() if not self.dry_run else ():
             report = train_expert(env_id, self.out / short_name(env_id), config=config)
             print(f"{env_id}: success {report['success_rate']:.3f}, {report['episodes']} episodes recorded")
 
@@ -152,28 +172,28 @@ class Experts:
 class SFT:
     """Stage 2: clone an expert's successful episodes into start policies that succeed sometimes."""
 
-    env: tuple[str, ...] = ("all",)
-    """Registered environment ids; "all" for the five tasks of the paper."""
+    env: ENV_IDS = EVERY_ENV
     fits: int = 10
     """Independent fits, with seeds from 0."""
     settings: Options = field(default_factory=dict)
-    """Settings that differ from the task's, such as: low 0.01 high 0.05"""
+    """Settings that differ from the task's (--dry-run prints them all), such as: low 0.01 high 0.05"""
     experts: Path = Path("runs/experts")
     """Where `sppo experts` left its episodes."""
     out: Path = Path("runs/starts")
     """Policies go to OUT/TASK/SEED.safetensors; use them with --start OUT/TASK."""
     dry_run: bool = False
-    """Print the settings; fit nothing."""
+    """Check everything, the expert's episodes too, and print the settings; fit and write nothing."""
 
     def __call__(self) -> None:
         tune_process()
-        for env_id in tuple(TASKS) if self.env == ("all",) else self.env:
-            episodes(env_id)
-            config = sft_config(env_id, **_values(self.settings))
+        configs = [sft_config(env_id, **_values(self.settings)) for env_id in _env_ids(self.env)]
+        for config in configs:
+            check_fits(config, self.experts / short_name(config.env_id), self.out, self.fits)
             if self.dry_run:
                 print(config)
-                continue
-            print(f"{env_id}\n{summary(fits(config, self.experts / short_name(env_id), self.out, self.fits))}")
+        for config in configs if not self.dry_run else ():
+            made = fits(config, self.experts / short_name(config.env_id), self.out, self.fits)
+            print(f"{config.env_id}\n{summary(made)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +219,8 @@ class Watch:
     """Episodes to show."""
 
     def __call__(self) -> None:
+        from sppo.experiments.watch import watch
+
         print(watch(self.run, self.out, n_episodes=self.episodes))
 
 
@@ -208,16 +230,29 @@ Command = Train | Compare | Experts | SFT | Report | Watch
 def main() -> None:
     """Parse the command line and do it; user errors end in one line."""
     try:
-        tyro.cli(Command, prog="sppo", description=__doc__)()
+        # tyro annotates its function for commands given as types, not for a union of them.
+        command: Any = tyro.cli(
+            Command,
+            prog="sppo",
+            description="Sequence-level PPO against token-level PPO on tasks with a verifiable outcome.",
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        command()
     except Interrupted:
         sys.exit("stopped; every run has its checkpoint: the same command with --resume goes on")
     except KeyboardInterrupt:
         sys.exit("stopped")
-    except (ValueError, OSError, ImportError, FloatingPointError, JobFailed) as error:
-        sys.exit(f"sppo: {error}")
+    except (ValueError, OSError, ImportError, FloatingPointError, JobFailed, gym.error.Error) as error:
+        sys.exit("sppo: " + " ".join(str(error).split()))
+
+
+def _env_ids(chosen: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(TASKS) if chosen == EVERY_ENV else chosen
 
 
 def _report(out: Path, agents: tuple[str, ...] | None) -> None:
+    from sppo.experiments.report import format_table, plot_curves, summarize, write_report
+
     table = summarize(out, agents)
     print(format_table(table))
     command = "sppo " + shlex.join(sys.argv[1:])
@@ -225,13 +260,12 @@ def _report(out: Path, agents: tuple[str, ...] | None) -> None:
         print(path)
 
 
-def _dry(jobs: Any, dry_run: bool) -> bool:
-    if dry_run:
-        for configs, folders in jobs:
-            for config, folder in zip(configs, folders, strict=True):
-                episodes(config.env_id, **config.env_kwargs)
-                print(json.dumps({"folder": str(folder), **to_json(config)}))
-    return dry_run
+def _show(jobs: list[Job], resume: bool) -> None:
+    """What a dry run does."""
+    check(jobs, resume)
+    for configs, folders in jobs:
+        for config, folder in zip(configs, folders, strict=True):
+            print(json.dumps({"folder": str(folder), **to_json(config)}))
 
 
 def _values(options: dict[str, str]) -> dict[str, Any]:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
-import queue
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from sppo.experiments.config import RunConfig, resolve
-from sppo.experiments.process import tune_process
-from sppo.experiments.run import Interrupted, is_finished, prepare, run
+from sppo.experiments.config import RunConfig, make_agents, resolve
+from sppo.experiments.process import end_with_parent, tune_process
+from sppo.experiments.run import Interrupted, check_folders, is_finished, prepare, run
 from sppo.experiments.tasks import short_name
 
 STACK = 5
 """Seeds trained side by side in one process: fixed, so that results do not depend on the number of processes."""
+
+INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C ended, as shells have it."""
 
 Job = tuple[list[RunConfig], list[Path]]
 
@@ -50,74 +54,121 @@ def plan(base: RunConfig, agents: Sequence[str], env_ids: Sequence[str], seeds: 
     return jobs
 
 
-def execute(jobs: Sequence[Job], *, processes: int | None = None, resume: bool = False) -> None:
-    """Run all jobs, a few at a time, with one progress bar.
+def check(jobs: Sequence[Job], resume: bool = False) -> None:
+    """Everything that can be checked without training: environments, start policies, folders. Writes nothing.
 
     Raises:
-        ValueError: if a folder holds another run; nothing has been started then.
-        Interrupted: after Ctrl-C, when every run has its checkpoint.
-        JobFailed: if runs failed; the message says which and why.
+        ValueError: naming what is wrong.
     """
+    configs = [config for configs, _ in jobs for config in configs]
+    make_agents(configs)
+    check_folders(configs, [folder for _, folders in jobs for folder in folders], resume)
+
+
+def execute(jobs: Sequence[Job], *, processes: int | None = None, resume: bool = False) -> None:
+    """Run all jobs, a few at a time, with one progress bar where stderr is a terminal.
+
+    Raises:
+        ValueError: as `check`; nothing has been started then.
+        Interrupted: after Ctrl-C, when every run has its checkpoint.
+        JobFailed: if runs failed; the message says which and why. The others went on to their end.
+    """
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes: at least one is needed, got {processes}")
+    check(jobs, resume)
     prepare([c for configs, _ in jobs for c in configs], [f for _, folders in jobs for f in folders], resume)
-    todo = [job for job in jobs if not all(map(is_finished, job[1]))]
+    waiting = [job for job in jobs if not all(map(is_finished, job[1]))]
     shares = {folder: float(is_finished(folder)) for _, folders in jobs for folder in folders}
     successes: dict[Path, float] = {}
-    context = multiprocessing.get_context("spawn")
-    messages: Any = context.Queue()
-    waiting, interrupted = list(todo), False
-    working: list[tuple[Any, Job]] = []
     failures: list[str] = []
-    processes = min(processes or os.cpu_count() or 1, max(len(todo), 1))
-    previous = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(*_: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-        waiting.clear()
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        every = 0.5 if sys.stderr.isatty() else 30.0
-        layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-        with tqdm(total=100.0, bar_format=layout, mininterval=every, maxinterval=every) as bar:
-            while waiting or working:
-                while waiting and len(working) < processes:
-                    job = waiting.pop(0)
-                    process = context.Process(target=_work, args=(job, messages))
-                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the worker has a handler of its own
-                    process.start()
-                    signal.signal(signal.SIGINT, on_interrupt)
-                    working.append((process, job))
-                while True:
-                    try:
-                        folder, share, success = messages.get(timeout=0.2)
-                    except queue.Empty:
-                        break
-                    if isinstance(share, str):
-                        failures.append(f"{folder}: {share}")
+    processes = processes or os.cpu_count() or 1
+    working: list[_Worker] = []
+    layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    with (
+        _Interrupts() as interrupts,
+        tqdm(total=100.0, initial=_percent(shares), bar_format=layout, mininterval=0.5, disable=None) as bar,
+    ):
+        while waiting or working:
+            while waiting and len(working) < processes:
+                with interrupts.ignored():  # until the worker has a handler of its own
+                    working.append(_Worker(waiting.pop(0)))
+            multiprocessing.connection.wait([worker.inbox for worker in working], timeout=0.2)
+            for worker in list(working):
+                ended = not worker.process.is_alive()  # asked first, so that no last words are missed
+                for kind, *content in worker.messages():
+                    if kind == "progress":
+                        folder, shares[folder], successes[folder] = content[0], *content[1:]
+                    elif kind == "warning":
+                        bar.write(content[0], file=sys.stderr)
                     else:
-                        shares[folder], successes[folder] = share, success
-                bar.set_postfix_str(_latest(successes), refresh=False)
-                bar.update(100 * sum(shares.values()) / len(shares) - bar.n)
-                if interrupted:
-                    for process, _ in working:
-                        if process.is_alive() and process.pid is not None:
-                            os.kill(process.pid, signal.SIGINT)
-                for process, job in [one for one in working if not one[0].is_alive()]:
-                    process.join()
-                    working.remove((process, job))
-                    if process.exitcode not in (0, 130, 1):
-                        failures.append(f"{job[1][0].parent}: the process died with exit code {process.exitcode}")
-    finally:
-        signal.signal(signal.SIGINT, previous)
+                        worker.failed = True
+                        failures.append(f"{worker.name}: {content[0]}")
+                if ended:
+                    worker.process.join()
+                    working.remove(worker)
+                    if worker.process.exitcode not in (0, INTERRUPTED) and not worker.failed:
+                        failures.append(f"{worker.name}: the process died with exit code {worker.process.exitcode}")
+                elif interrupts.asked and worker.process.pid is not None:
+                    os.kill(worker.process.pid, signal.SIGINT)
+            if interrupts.asked:
+                waiting.clear()
+            bar.set_postfix_str(_latest(successes), refresh=False)
+            bar.update(_percent(shares) - bar.n)
     if failures:
         raise JobFailed("; ".join(failures) + " (--resume goes on with the runs that are not finished)")
-    if interrupted:
+    if interrupts.asked:
         raise Interrupted
 
 
-def _work(job: Job, messages: Any) -> None:
+class _Interrupts:
+    """Ctrl-C, or a request to terminate, is noted and handed on to the workers instead of ending this process."""
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> _Interrupts:
+        self.previous = [signal.signal(number, self._ask) for number in self.signals]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, previous in zip(self.signals, self.previous, strict=True):
+            signal.signal(number, previous)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    @contextlib.contextmanager
+    def ignored(self) -> Iterator[None]:
+        """A process that is started in here ignores Ctrl-C."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        yield
+        signal.signal(signal.SIGINT, self._ask)
+
+
+class _Worker:
+    """A process with one job, and the pipe that it reports through: one each, so that a death breaks no other's."""
+
+    def __init__(self, job: Job) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.inbox, outbox = context.Pipe(duplex=False)
+        self.process = context.Process(target=_work, args=(job, outbox))
+        self.process.start()
+        outbox.close()
+        folders = job[1]
+        self.name = str(folders[0]) if len(folders) == 1 else f"{folders[0]} to {folders[-1].name}"
+        self.failed = False
+
+    def messages(self) -> Iterator[tuple[Any, ...]]:
+        with contextlib.suppress(EOFError):
+            while self.inbox.poll():
+                yield self.inbox.recv()
+
+
+def _work(job: Job, outbox: Any) -> None:
     """A worker process: one job."""
+    end_with_parent()
     tune_process()
     configs, folders = job
     try:
@@ -125,18 +176,22 @@ def _work(job: Job, messages: Any) -> None:
             configs,
             folders,
             resume=True,
-            report=lambda folder, share, success: messages.put((folder, share, success)),
-            warn=lambda message: print(message, file=sys.stderr),
+            report=lambda folder, share, success: outbox.send(("progress", folder, share, success)),
+            warn=lambda message: outbox.send(("warning", message)),
         )
     except Interrupted:
-        sys.exit(130)
-    except (ValueError, OSError, FloatingPointError) as error:
-        messages.put((folders[0].parent, str(error), 0.0))
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        outbox.send(("failure", str(error)))
         sys.exit(1)
     except Exception as error:
         traceback.print_exc()
-        messages.put((folders[0].parent, f"{type(error).__name__}: {error}", 0.0))
+        outbox.send(("failure", f"{type(error).__name__}: {error}"))
         sys.exit(1)
+
+
+def _percent(shares: dict[Path, float]) -> float:
+    return 100 * sum(shares.values()) / len(shares)
 
 
 def _latest(successes: dict[Path, float]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import platform
 import subprocess
@@ -11,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import gymnasium as gym
 
 from sppo.agents import AGENTS, Agent
-from sppo.agents.agent import make_config
 from sppo.agents.storage import load_policy
 from sppo.envs import Episodes, episodes
+from sppo.experiments.settings import make, unknown
 from sppo.experiments.sft import about_policy
 from sppo.experiments.tasks import STARTS, short_name, task
 
@@ -40,7 +41,7 @@ class RunConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the agent that differ from its defaults and the task's."""
     net_arch: tuple[int, ...] = (64, 64)
-    activation: str = "relu"
+    activation: Literal["relu", "tanh"] = "relu"
     n_evals: int = 20
     """Evaluations during the run, evenly spaced, beside the one before it."""
     n_eval_episodes: int = 256
@@ -58,16 +59,18 @@ def resolve(config: RunConfig) -> RunConfig:
         ValueError: naming what is wrong.
     """
     if config.agent not in AGENTS:
-        raise ValueError(_unknown("agent", config.agent, list(AGENTS)))
-    if config.total_episodes is not None and config.total_episodes < 1:
-        raise ValueError(f"total_episodes must be positive, got {config.total_episodes}")
-    if config.n_evals < 1 or config.n_eval_episodes < 1 or config.checkpoint_freq < 1:
-        raise ValueError("n_evals, n_eval_episodes and checkpoint_freq must be positive")
+        raise ValueError(unknown("agent", config.agent, AGENTS))
+    for name in ("total_episodes", "total_steps", "n_evals", "n_eval_episodes", "checkpoint_freq"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if config.stop_at_success is not None and not 0 < config.stop_at_success <= 1:
+        raise ValueError(f"stop_at_success must be in (0, 1], got {config.stop_at_success}")
     if config.seed < 0:
         raise ValueError(f"seed must not be negative, got {config.seed}")
     about = task(config.env_id)
     settings = {"episodes_per_update": about.episodes_per_update, **config.settings, "seed": config.seed}
-    full = make_config(AGENTS[config.agent].Config, settings)
+    full = make(AGENTS[config.agent].Config, settings)
     start = find_start(config)
     network: dict[str, Any] = {}
     if start is not None:
@@ -111,16 +114,29 @@ def make_agents(configs: Sequence[RunConfig]) -> list[Agent]:
     for config in configs:
         key = json.dumps([config.env_id, config.env_kwargs], sort_keys=True)
         if key not in envs:
-            envs[key] = episodes(config.env_id, **config.env_kwargs)
+            envs[key] = make_episodes(config)
         agents.append(_make_agent(config, envs[key]))
     return agents
+
+
+def make_episodes(config: RunConfig) -> Episodes:
+    """A config's environment.
+
+    Raises:
+        ValueError: if it cannot be made, whatever the environment itself raises then.
+    """
+    try:
+        return episodes(config.env_id, **config.env_kwargs)
+    except (TypeError, gym.error.Error) as error:
+        options = "".join(f", {name}={value!r}" for name, value in config.env_kwargs.items())
+        raise ValueError(f"{config.env_id}{options} cannot be made: {error}") from error
 
 
 def _make_agent(config: RunConfig, env: Episodes) -> Agent:
     kind = AGENTS[config.agent]
     agent = kind(
         env,
-        config=make_config(kind.Config, config.settings),
+        config=make(kind.Config, config.settings),
         net_arch=config.net_arch,
         activation=config.activation,
     )
@@ -143,23 +159,22 @@ def from_json(content: dict[str, Any], source: str = "the config") -> RunConfig:
     Raises:
         ValueError: for an unknown field, naming the nearest.
     """
-    known = [f.name for f in dataclasses.fields(RunConfig)]
-    content = {name: value for name, value in content.items() if name != "versions"}
-    for name in content:
-        if name not in known:
-            raise ValueError(f"{source}: {_unknown('field', name, known)}")
-    if "net_arch" in content:
-        content["net_arch"] = tuple(content["net_arch"])
-    return RunConfig(**content)
+    if not isinstance(content, dict):
+        raise ValueError(f"{source} must hold a JSON object, got {type(content).__name__}")
+    try:
+        return make(RunConfig, {name: value for name, value in content.items() if name != "versions"}, "field")
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def read_config(path: Path) -> RunConfig:
     """A run's config from its config.json, or from the folder that holds one."""
     file = path / "config.json" if path.is_dir() else path
     try:
-        return from_json(json.loads(file.read_text()), str(file))
-    except (OSError, json.JSONDecodeError) as error:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the run's config {file}: {error}") from error
+    return from_json(content, str(file))
 
 
 def versions() -> dict[str, str]:
@@ -175,8 +190,3 @@ def versions() -> dict[str, str]:
         ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
     )
     return found | ({"commit": git.stdout.strip()} if git.returncode == 0 else {})
-
-
-def _unknown(kind: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"unknown {kind} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from sppo.agents import Agent
-from sppo.agents.callbacks import Callback, CallbackList, CheckpointCallback, EvalCallback, StopTrainingOnSuccess
+from sppo.agents.callbacks import Callback, CallbackList, EvalCallback, StopTrainingOnSuccess
 from sppo.agents.control import ControlSampler
 from sppo.agents.stack import can_stack, learn
 from sppo.agents.storage import read_agent, restore_agent
 from sppo.envs import episodes
-from sppo.experiments.checkpoints import checkpoint, good_updates, save_checkpoint
+from sppo.experiments.checkpoints import remove_later, save_checkpoint, shared_checkpoints
 from sppo.experiments.config import RunConfig, make_agents, read_config, resolve, to_json
+from sppo.experiments.process import locked
 from sppo.experiments.runlog import EVALS, RunLog
 
 Report = Callable[[Path, float, float], None]
@@ -32,10 +34,10 @@ class Interrupted(Exception):
 
 
 class _Interrupt(Callback):
-    """Turns Ctrl-C into an end of learning after the present update."""
+    """Turns Ctrl-C into an end of learning after the present update, the same one for all that learn side by side."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.heeded, self.update = False, False, -1
 
     def __enter__(self) -> _Interrupt:
         self.previous = signal.signal(signal.SIGINT, self._ask)
@@ -48,20 +50,45 @@ class _Interrupt(Callback):
         self.asked = True
 
     def on_update(self, agent: Agent, metrics: dict[str, float]) -> bool:
-        return not self.asked
+        if agent.n_updates != self.update:
+            self.update, self.heeded = agent.n_updates, self.asked
+        return not self.heeded
 
 
-class _Log(Callback):
-    def __init__(self, log: RunLog, report: Report | None, config: RunConfig, evaluation: EvalCallback) -> None:
-        self.log, self.report, self.config, self.evaluation = log, report, config, evaluation
+class _Record(Callback):
+    """Logs every update, reports it, and saves the agent every so often, when it is done and when learning ends."""
+
+    def __init__(self, config: RunConfig, log: RunLog, evaluation: EvalCallback, report: Report | None) -> None:
+        self.config, self.log, self.evaluation, self.report = config, log, evaluation, report
+        self.saved = -1
+
+    def share_done(self, agent: Agent) -> float:
+        """Of the budget, or of the success at which to stop; 1 when there is nothing more to learn."""
+        c = self.config
+        if c.stop_at_success is not None and self.success >= c.stop_at_success:
+            return 1.0
+        assert c.total_episodes is not None
+        return min(1.0, max(agent.num_episodes / c.total_episodes, agent.num_steps / (c.total_steps or np.inf)))
+
+    @property
+    def success(self) -> float:
+        return float(self.evaluation.last.get("success_rate", 0.0))
 
     def on_update(self, agent: Agent, metrics: dict[str, float]) -> None:
         self.log.update(metrics)
         if self.report is not None:
-            share = agent.num_episodes / (self.config.total_episodes or 1)
-            if self.config.total_steps:
-                share = max(share, agent.num_steps / self.config.total_steps)
-            self.report(self.log.folder, min(share, 1.0), float(self.evaluation.last.get("success_rate", 0.0)))
+            self.report(self.log.folder, self.share_done(agent), self.success)
+        if agent.n_updates % self.config.checkpoint_freq == 0 or self.share_done(agent) == 1:
+            self._save(agent)
+
+    def on_training_end(self, agent: Agent) -> None:
+        if self.saved != agent.n_updates:
+            self._save(agent)
+
+    def _save(self, agent: Agent) -> None:
+        self.log.flush()
+        save_checkpoint(agent, self.log.folder, done=self.share_done(agent) == 1)
+        self.saved = agent.n_updates
 
 
 def run(
@@ -83,33 +110,54 @@ def run(
     todo = [(c, f) for c, f in zip(configs, folders, strict=True) if not is_finished(f)]
     if not todo:
         return
-    agents = make_agents([config for config, _ in todo])
-    if can_stack(agents):
-        _train(agents, todo, report, warn)
-    else:
-        for agent, one in zip(agents, todo, strict=True):
-            _train([agent], [one], report, warn)
+    with locked([folder for _, folder in todo]):
+        agents = make_agents([config for config, _ in todo])
+        if can_stack(agents):
+            _train(agents, todo, report, warn)
+        else:
+            for agent, one in zip(agents, todo, strict=True):
+                _train([agent], [one], report, warn)
 
 
-def prepare(configs: Sequence[RunConfig], folders: Sequence[Path], resume: bool) -> None:
-    """Make the runs' folders with their configs; those that exist must hold the same run. All are checked first.
+def check_folders(configs: Sequence[RunConfig], folders: Sequence[Path], resume: bool) -> None:
+    """A run's folder must be new or empty, or hold the same run, to be resumed.
 
     Raises:
-        ValueError: if one holds another run, or the same without `resume`; nothing has been written then.
+        ValueError: if one holds another run, or the same without `resume`, or something else.
     """
     for config, folder in zip(configs, folders, strict=True):
         if (folder / "config.json").exists():
-            old = read_config(folder)
-            for field in dataclasses.fields(config):
-                was, now = getattr(old, field.name), getattr(config, field.name)
-                if was != now:
-                    raise ValueError(f"{folder} holds another run: its {field.name} is {was!r}, not {now!r}")
+            difference = _difference(read_config(folder), config)
+            if difference:
+                raise ValueError(f"{folder} holds another run: {difference}; --out names another folder")
             if not resume:
                 raise ValueError(
                     f"{folder} already holds this run; --resume goes on with it, --out names another folder"
                 )
         elif folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no run; --out names another folder")
+
+
+def _difference(old: RunConfig, new: RunConfig) -> str:
+    """The first field in which two configs differ, in words."""
+    for field in dataclasses.fields(RunConfig):
+        was, now = getattr(old, field.name), getattr(new, field.name)
+        if isinstance(was, dict):
+            for name in sorted(was.keys() | now.keys()):
+                if was.get(name) != now.get(name):
+                    return f"its {name} is {was.get(name)!r}, not {now.get(name)!r}"
+        elif was != now:
+            return f"its {field.name} is {was!r}, not {now!r}"
+    return ""
+
+
+def prepare(configs: Sequence[RunConfig], folders: Sequence[Path], resume: bool) -> None:
+    """Make the runs' folders with their configs, after all have been checked.
+
+    Raises:
+        ValueError: see `check_folders`; nothing has been written then.
+    """
+    check_folders(configs, folders, resume)
     for config, folder in zip(configs, folders, strict=True):
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.json").exists():
@@ -134,47 +182,37 @@ def _train(
     report: Report | None,
     warn: Callable[[str], None],
 ) -> None:
-    update = _go_on(agents, [folder for _, folder in todo], warn)
-    logs: list[RunLog] = []
-    evaluations: list[EvalCallback] = []
+    folders = [folder for _, folder in todo]
+    checkpoints = shared_checkpoints(folders, warn)
+    for agent, found in zip(agents, checkpoints, strict=False):
+        restore_agent(agent, *read_agent(found.folder))
+    records: list[_Record] = []
     callbacks: list[Callback] = []
-    stopped: list[Agent] = []
-    with _Interrupt() as interrupt:
+    with _Interrupt() as interrupt, contextlib.ExitStack() as logs:
         for agent, (config, folder) in zip(agents, todo, strict=True):
-            log = RunLog(folder, update)
+            remove_later(folder, agent.n_updates)
+            log = logs.enter_context(RunLog(folder, agent.n_updates))
             evaluation = _evaluation(agent, config, log)
             evaluation.last = _last_evaluation(folder)
-            save = CheckpointCallback(_saver(folder, log), save_freq=config.checkpoint_freq)
-            parts: list[Callback] = [evaluation, _Log(log, report, config, evaluation), save, interrupt]
+            record = _Record(config, log, evaluation, report)
+            parts: list[Callback] = [evaluation, record, interrupt]
             if config.stop_at_success is not None:
                 parts.append(StopTrainingOnSuccess(evaluation, config.stop_at_success))
-                if evaluation.last.get("success_rate", 0.0) >= config.stop_at_success:
-                    stopped.append(agent)
-            logs.append(log)
-            evaluations.append(evaluation)
+            records.append(record)
             callbacks.append(CallbackList(parts))
         first = todo[0][0]
-        going_on = [(agent, c) for agent, c in zip(agents, callbacks, strict=True) if agent not in stopped]
+        going_on = [i for i, agent in enumerate(agents) if records[i].share_done(agent) < 1]
         if going_on:
-            learn([a for a, _ in going_on], first.total_episodes, first.total_steps, [c for _, c in going_on])
-        for agent, (config, folder), log, evaluation in zip(agents, todo, logs, evaluations, strict=True):
-            if interrupt.asked:
-                log.close()
-            else:
-                _finish(agent, config, folder, log, evaluation)
-    if interrupt.asked:
-        raise Interrupted
-
-
-def _go_on(agents: list[Agent], folders: list[Path], warn: Callable[[str], None]) -> int:
-    """Put every agent where its newest checkpoint that all share left it; the update, 0 for a fresh start."""
-    shared = set.intersection(*(set(good_updates(folder, warn)) for folder in folders))
-    if not shared:
-        return 0
-    update = max(shared)
-    for agent, folder in zip(agents, folders, strict=True):
-        restore_agent(agent, *read_agent(checkpoint(folder, update)))
-    return update
+            learn(
+                [agents[i] for i in going_on],
+                first.total_episodes,
+                first.total_steps,
+                [callbacks[i] for i in going_on],
+            )
+        if interrupt.asked:
+            raise Interrupted
+        for agent, record in zip(agents, records, strict=True):
+            _finish(agent, record)
 
 
 def _evaluation(agent: Agent, config: RunConfig, log: RunLog) -> EvalCallback:
@@ -194,21 +232,15 @@ def _last_evaluation(folder: Path) -> Mapping[str, float]:
     return json.loads(lines[-1]) if lines else {}
 
 
-def _saver(folder: Path, log: RunLog) -> Callable[[Agent], None]:
-    def save(agent: Agent) -> None:
-        log.flush()
-        save_checkpoint(agent, folder)
-
-    return save
-
-
-def _finish(agent: Agent, config: RunConfig, folder: Path, log: RunLog, evaluation: EvalCallback) -> None:
+def _finish(agent: Agent, record: _Record) -> None:
     """Evaluate once more if the last update was not, and write the result."""
+    config, log, evaluation = record.config, record.log, record.evaluation
     if evaluation.last.get("episodes") != agent.num_episodes:
         evaluation.evaluate(agent)
     last = dict(evaluation.last)
     result: dict[str, Any] = {
         name: last[name] for name in ("success_rate", "mean_return", "episodes", "env_steps", "seconds")
     }
-    log.close({"agent": config.agent, "env_id": config.env_id, **config.settings}, result)
-    write_whole(folder / "result.json", {"finished": True, **result})
+    log.results({"agent": config.agent, "env_id": config.env_id, **config.settings}, result)
+    log.flush()
+    write_whole(log.folder / "result.json", {"finished": True, **result})

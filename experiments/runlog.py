@@ -6,6 +6,7 @@ to the checkpoint and writes the others anew: no step appears twice.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -54,20 +55,38 @@ class RunLog:
             file.flush()
         self.writer.flush()
 
-    def close(self, settings: Mapping[str, Any] | None = None, results: Mapping[str, float] | None = None) -> None:
-        """Finish; with settings and final results, these go to TensorBoard's HPARAMS tab."""
-        if settings is not None and results is not None:
-            flat = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in settings.items()}
-            final = {f"final/{name}": value for name, value in results.items()}
-            writer = self.writer._get_file_writer()
-            for summary in hparams(flat, final):
-                writer.add_summary(summary)
-            for name, value in final.items():
-                self.writer.add_scalar(name, value, 0)
+    def results(self, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:
+        """Settings and final results, for TensorBoard's HPARAMS tab."""
+        flat = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in settings.items()}
+        final = {f"final/{name}": value for name, value in results.items()}
+        writer = self.writer._get_file_writer()
+        for summary in hparams(flat, final):
+            writer.add_summary(summary)
+        for name, value in final.items():
+            self.writer.add_scalar(name, value, 0)
+
+    def close(self) -> None:
         self.flush()
+        self._release()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """What cannot be written any more, on a full disk, must not hide the error that ended the run."""
+        if kind is None:
+            self.close()
+        else:
+            with contextlib.suppress(OSError):
+                self.flush()
+            self._release()
+
+    def _release(self) -> None:
         for file in (*self.files.values(), *(table.file for table in self.tables.values())):
-            file.close()
-        self.writer.close()
+            with contextlib.suppress(OSError):
+                file.close()
+        with contextlib.suppress(OSError):
+            self.writer.close()
 
     def _append(self, name: str, record: Mapping[str, float]) -> None:
         # JSON has no nan: what cannot be said is left out.

@@ -19,10 +19,11 @@ from tqdm.auto import tqdm
 from sppo.agents.batch import Choices, Experience
 from sppo.agents.control import ControlSampler
 from sppo.agents.learners import LocalLearner
-from sppo.agents.networks import GaussianPolicy
+from sppo.agents.networks import ControlPolicy, GaussianPolicy
 from sppo.agents.storage import save_policy
 from sppo.agents.update import LogLikelihoodLoss, minibatches
 from sppo.envs import episodes
+from sppo.experiments.settings import make
 from sppo.experiments.tasks import short_name, task
 
 
@@ -99,19 +100,10 @@ def clone(
         ValueError: if the demonstrations do not fit the environment, or the window is not reached.
     """
     generator = np.random.default_rng([config.seed, 2])
-    sampler = ControlSampler(
-        episodes(config.env_id, **config.env_kwargs),
-        seed=config.seed,
-        net_arch=config.net_arch,
-        activation=config.activation,
-    )
+    sampler = _sampler(config)
     policy = sampler.policy
+    _check_fit(config, demonstrations, policy)
     observations, actions = _choose(demonstrations, config.episodes, generator)
-    if observations.shape[1] != policy.n_inputs:
-        raise ValueError(
-            f"the expert's observations must be (S, D) with D = {policy.n_inputs} for {config.env_id}, "
-            f"got {tuple(observations.shape)}"
-        )
     policy.obs_mean.copy_(observations.mean(0))
     policy.obs_std.copy_(observations.std(0).clamp(min=1e-3))
     if isinstance(policy, GaussianPolicy):
@@ -173,7 +165,22 @@ def clone(
 
 def sft_config(env_id: str, **overrides: Any) -> SFTConfig:
     """An id's settings: the defaults, what its task fixes, then `overrides`."""
-    return SFTConfig(env_id=env_id, **{**task(env_id).sft, **overrides})
+    return make(SFTConfig, {**task(env_id).sft, **overrides, "env_id": env_id})
+
+
+def check_fits(config: SFTConfig, expert: Path, folder: Path, n_fits: int) -> None:
+    """Everything that can be checked before cloning. Writes nothing.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    if n_fits < 1:
+        raise ValueError(f"fits: at least one is needed, got {n_fits}")
+    _check_fit(config, read_demonstrations(expert), _sampler(config).policy)
+    for seed in range(config.seed, config.seed + n_fits):
+        path = _policy_file(config, folder, seed)
+        if path.exists():
+            raise ValueError(f"{path} already exists; --out names another folder")
 
 
 def fits(config: SFTConfig, expert: Path, folder: Path, n_fits: int, progress_bar: bool = True) -> list[dict[str, Any]]:
@@ -182,7 +189,7 @@ def fits(config: SFTConfig, expert: Path, folder: Path, n_fits: int, progress_ba
     made = []
     with tqdm(total=n_fits, disable=not progress_bar, unit="fit", desc=short_name(config.env_id)) as bar:
         for seed in range(config.seed, config.seed + n_fits):
-            path = folder / short_name(config.env_id) / f"{seed}.safetensors"
+            path = _policy_file(config, folder, seed)
             one = dataclasses.replace(config, seed=seed)
             made.append(clone(one, demonstrations, path, lambda rate: bar.set_postfix(success=f"{rate:.3f}")))
             bar.update()
@@ -207,6 +214,35 @@ def about_policy(path: Path) -> dict[str, Any]:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {file}, which describes the start policy: {error}") from error
+
+
+def _sampler(config: SFTConfig) -> ControlSampler:
+    return ControlSampler(
+        episodes(config.env_id, **config.env_kwargs),
+        seed=config.seed,
+        net_arch=config.net_arch,
+        activation=config.activation,
+    )
+
+
+def _policy_file(config: SFTConfig, folder: Path, seed: int) -> Path:
+    return folder / short_name(config.env_id) / f"{seed}.safetensors"
+
+
+def _check_fit(config: SFTConfig, demonstrations: dict[str, Tensor], policy: ControlPolicy) -> None:
+    """Raises ValueError if the demonstrations are not of the config's task."""
+    missing = {"observations", "actions", "lengths"} - demonstrations.keys()
+    if missing:
+        raise ValueError(f"the expert's episodes lack {', '.join(sorted(missing))}")
+    steps = int(demonstrations["lengths"].sum())
+    actions = (steps, policy.n_outputs) if isinstance(policy, GaussianPolicy) else (steps,)
+    for name, want in (("observations", (steps, policy.n_inputs)), ("actions", actions)):
+        got = tuple(demonstrations[name].shape)
+        if got != want:
+            raise ValueError(f"the expert's {name} must be {want} for {config.env_id}, got {got}")
+    chosen = demonstrations["actions"]
+    if not isinstance(policy, GaussianPolicy) and not 0 <= int(chosen.min()) <= int(chosen.max()) < policy.n_outputs:
+        raise ValueError(f"the expert's actions must be in [0, {policy.n_outputs}) for {config.env_id}")
 
 
 def _choose(demonstrations: dict[str, Tensor], n: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:

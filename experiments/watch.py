@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -9,10 +10,9 @@ import numpy as np
 from PIL import Image
 
 from sppo.agents.storage import read_agent, restore_agent
-from sppo.envs import episodes
 from sppo.envs.adapters import EpisodeEnv
-from sppo.experiments.checkpoints import checkpoint, good_updates
-from sppo.experiments.config import make_agents, read_config
+from sppo.experiments.checkpoints import good_checkpoints
+from sppo.experiments.config import make_agents, make_episodes, read_config
 
 
 def watch(run: Path, out: Path | None = None, *, n_episodes: int = 3, fps: int = 30, max_frames: int = 600) -> Path:
@@ -29,12 +29,14 @@ def watch(run: Path, out: Path | None = None, *, n_episodes: int = 3, fps: int =
         ValueError: if the folder holds no run, no checkpoint, or a task that cannot be drawn.
     """
     config = read_config(run)
-    update = next(good_updates(run, print), None)
-    if update is None:
+    if n_episodes < 1:
+        raise ValueError(f"at least one episode is needed, got {n_episodes}")
+    newest = next(good_checkpoints(run, lambda message: print(message, file=sys.stderr)), None)
+    if newest is None:
         raise ValueError(f"{run} has no checkpoint to watch")
     agent = make_agents([config])[0]
-    restore_agent(agent, *read_agent(checkpoint(run, update)))
-    env: gym.Env = EpisodeEnv(episodes(config.env_id, **config.env_kwargs), render_mode="rgb_array")
+    restore_agent(agent, *read_agent(newest.folder))
+    env: gym.Env = EpisodeEnv(make_episodes(config), render_mode="rgb_array")
     frames: list[np.ndarray] = []
     for episode in range(n_episodes):
         obs, _ = env.reset(options={"episode_seed": episode})

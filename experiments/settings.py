@@ -1,0 +1,69 @@
+"""Settings that come from outside, from a command line or a file: names and types are checked before use."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not known: the nearest that is, or all."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1)
+    return f"unknown {kind} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}")
+
+
+def make(kind: type[T], values: Mapping[str, Any], what: str = "setting") -> T:
+    """A dataclass from values whose names and types are checked; JSON's lists become tuples where those are wanted.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest, or a value of another type.
+    """
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(typing.cast(Any, kind))]
+    fitted = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(unknown(what, name, known))
+        if isinstance(value, list) and typing.get_origin(hints[name]) is tuple:
+            value = tuple(value)
+        if not _is_a(value, hints[name]):
+            raise ValueError(f"{what} {name} must be {_words(hints[name])}, got {value!r}")
+        fitted[name] = value
+    return kind(**fitted)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_a(value, one) for one in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_a(one, arguments[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _words(hint: Any) -> str:
+    """A type as a sentence has it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_words(one) for one in arguments)
+    if origin is typing.Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is tuple:
+        return f"a list, each {_words(arguments[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", types.NoneType: "null"}
+    return names.get(hint, "a mapping" if origin is dict else str(hint))
