@@ -56,7 +56,7 @@ def clean(text: str) -> str:
     text = text.translate(_UNICODE)
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
-    text = text.strip()
+    text = re.sub(" +", " ", text).strip()
     while text.endswith((".", ",", ";")) and not text.endswith("\\"):
         text = text[:-1].rstrip()
     return text

@@ -99,7 +99,23 @@ def sleep(seconds: float) -> str:
     return "ok"
 
 
-JOBS: dict[str, Callable[..., Any]] = {"compare": compare, "reasoning": score_reasoning, "sleep": sleep}
+def modules() -> list[str]:
+    """For tests: what this process has imported."""
+    return sorted(sys.modules)
+
+
+def die() -> None:
+    """For tests: what a crash in C code does."""
+    os._exit(1)
+
+
+JOBS: dict[str, Callable[..., Any]] = {
+    "compare": compare,
+    "reasoning": score_reasoning,
+    "sleep": sleep,
+    "modules": modules,
+    "die": die,
+}
 
 
 def once() -> None:
