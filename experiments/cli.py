@@ -230,7 +230,6 @@ Command = Train | Compare | Experts | SFT | Report | Watch
 def main() -> None:
     """Parse the command line and do it; user errors end in one line."""
     try:
-        # tyro annotates its function for commands given as types, not for a union of them.
         command: Any = tyro.cli(
             Command,
             prog="sppo",

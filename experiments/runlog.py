@@ -10,6 +10,7 @@ import contextlib
 import csv
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,14 @@ class RunLog:
         self._append(EVALS, record)
 
     def flush(self) -> None:
-        for file in (*self.files.values(), *(table.file for table in self.tables.values())):
-            file.flush()
-        self.writer.flush()
+        """Bring everything to the disk, so that no checkpoint knows more than the record."""
+        try:
+            for file in (*self.files.values(), *(table.file for table in self.tables.values())):
+                file.flush()
+                os.fsync(file.fileno())
+            self.writer.flush()
+        except OSError as error:
+            raise _unwritable(error, self.folder) from error
 
     def results(self, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:
         """Settings and final results, for TensorBoard's HPARAMS tab."""
@@ -139,5 +145,15 @@ def _rewind(path: Path, update: str, keep_updates: int) -> list[Record]:
             if record[update] > keep_updates:
                 break
             kept.append(record)
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    # Renamed into place: a kill, or a full disk, half way through must not cost the record.
+    temporary = path.with_name(f".{path.name}")
+    try:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _unwritable(error, path.parent) from error
     return kept
+
+
+def _unwritable(error: OSError, folder: Path) -> OSError:
+    return OSError(error.errno, f"the log could not be written: {error.strerror}", str(folder))
