@@ -56,7 +56,7 @@ format: $(READY) ## rewrite the sources in the house format
 
 .PHONY: compare
 compare: $(READY) ## PPO against SPPO on Precision CartPole: table, curves, report
-	$(BIN)/sppo compare --env sppo/PrecisionCartPole-v0 --agents ppo sppo --seeds 5 --out $(OUT) $(ARGS)
+	$(BIN)/sppo compare --env sppo/PrecisionCartPole-v0 --agents ppo sppo --seeds 5 --episodes 10000 --out $(OUT) $(ARGS)
 
 .PHONY: tensorboard
 tensorboard: $(READY) ## look at the runs on http://localhost:6006
