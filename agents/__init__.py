@@ -1,7 +1,8 @@
 """Algorithms for episodes with an outcome: a way to collect them and a way to give credit, over one update."""
 
-from sppo.agents.agent import Agent, AgentConfig
+from sppo.agents.agent import Agent
 from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.config import AgentConfig
 from sppo.agents.control import ControlSampler
 from sppo.agents.grpo import GRPO
 from sppo.agents.ppo import PPO, PPOBCE

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,68 +16,15 @@ from torch import Tensor, nn
 
 from sppo.agents import storage
 from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.config import AgentConfig, make_config
 from sppo.agents.control import ControlSampler
 from sppo.agents.credit import whiten
 from sppo.agents.diagnostics import credit_metrics, critic_metrics, rollout_metrics
 from sppo.agents.learners import LocalLearner
-from sppo.agents.losses import Aggregation, aggregation_weights
+from sppo.agents.losses import aggregation_weights
 from sppo.agents.protocols import Episodes, Learner, Sampler
 from sppo.agents.sampling import Stream
 from sppo.agents.update import PolicyLoss, ValueLoss, minimise_all
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgentConfig:
-    """Settings that every algorithm has, named as in stable-baselines3 where it has them.
-
-    Args:
-        learning_rate: of the policy's Adam.
-        critic_learning_rate: of the critic's Adam.
-        episodes_per_update: episodes sampled before each update; with `n_steps`, how many run side by side.
-        n_steps: None runs whole episodes; a number cuts them after so many steps and resumes them in the next update.
-        n_epochs: passes over the episodes of one update.
-        n_minibatches: optimiser steps per pass.
-        batch_size: steps per minibatch (rows, where the policy has a memory), in place of n_minibatches.
-        microbatch_size: rows per forward and backward pass; no effect on the gradient.
-        clip_range: the probability ratio's distance from 1 at which the objective is clipped.
-        clip_range_high: the same above 1, where it differs.
-        ent_coef: weight of the entropy bonus.
-        max_grad_norm: gradients of each network are scaled down to this norm.
-        target_kl: an update ends before the first minibatch whose KL estimate exceeds 1.5 times this.
-        normalize_advantage: whiten the advantages of each batch.
-        aggregation: how per-step losses are averaged.
-        adam_eps: Adam's epsilon.
-        seed: of start states, actions, minibatches and initial weights.
-    """
-
-    learning_rate: float = 3e-4
-    critic_learning_rate: float = 1e-3
-    episodes_per_update: int = 64
-    n_steps: int | None = None
-    n_epochs: int = 4
-    n_minibatches: int = 4
-    batch_size: int | None = None
-    microbatch_size: int | None = None
-    clip_range: float = 0.2
-    clip_range_high: float | None = None
-    ent_coef: float = 0.0
-    max_grad_norm: float = 0.5
-    target_kl: float | None = None
-    normalize_advantage: bool = False
-    aggregation: Aggregation = "token_mean"
-    adam_eps: float = 1e-5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        positive = (
-            "learning_rate critic_learning_rate episodes_per_update n_epochs n_minibatches clip_range max_grad_norm"
-        )
-        for name in positive.split():
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("n_steps", "batch_size", "microbatch_size", "target_kl", "clip_range_high"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive or None, got {getattr(self, name)}")
 
 
 class Agent:
@@ -327,14 +273,3 @@ def update_all(
             result["train/value_loss"] = its_critic["train/value_loss"]
             result["train/critic_grad_norm"] = its_critic["train/grad_norm"]
     return results
-
-
-def make_config(kind: type[AgentConfig], settings: Mapping[str, Any]) -> AgentConfig:
-    """A config from keyword arguments; an unknown one is an error that names the nearest."""
-    known = [field.name for field in fields(kind)]
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"unknown setting {name!r}; {hint}")
-    return kind(**settings)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from sppo.agents.agent import Agent, AgentConfig
+from sppo.agents.agent import Agent
 from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.config import AgentConfig
 from sppo.agents.credit import group_statistics, outcome_advantage
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sppo.agents.agent import Agent, AgentConfig
+from sppo.agents.agent import Agent
 from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.config import AgentConfig
 from sppo.agents.credit import outcome_advantage
 from sppo.agents.losses import ValueLossName
 

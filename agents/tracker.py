@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sppo.agents.agent import Agent, AgentConfig
+from sppo.agents.agent import Agent
 from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.config import AgentConfig
 from sppo.agents.credit import outcome_advantage
 
 

@@ -176,8 +176,8 @@ def _tasks(table: Table) -> str:
             f"<h2>{escape(env_id)}</h2>{_task_table(table, env_id)}<figure>{svg_of(curves_figure(table, [env_id]))}"
             f"<figcaption>Success on held-out start states. Thin lines: single seeds; thick line: their interquartile "
             f"mean; band: its pointwise {100 * table.level:g}% bootstrap interval; dotted: {100 * table.threshold:g}% "
-            "success. A run that ended before others keeps its last value. Wall-clock time is a seed's share of the time "
-            "that the seeds trained side by side took.</figcaption></figure>"
+            "success. A run that ended before others keeps its last value. Wall-clock time is a seed's share of "
+            "the time that the seeds trained side by side took.</figcaption></figure>"
         )
     return "\n".join(parts)
 
