@@ -200,7 +200,7 @@ class SFT:
 class Report:
     """Print the table, and draw curves and report, of a folder of finished runs."""
 
-    out: Annotated[Path, tyro.conf.Positional] = Path("runs/compare")
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = Path("runs/compare")
     """The folder that `sppo compare` wrote."""
 
     def __call__(self) -> None:
@@ -211,7 +211,7 @@ class Report:
 class Watch:
     """Record an animated picture of a trained policy."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder."""
     out: Path | None = None
     """The GIF to write; by default video.gif in the run folder."""

@@ -18,7 +18,7 @@ from sppo.agents import AGENTS, Agent
 from sppo.agents.storage import load_policy
 from sppo.envs import Episodes, episodes
 from sppo.experiments.settings import make, unknown
-from sppo.experiments.sft import about_policy
+from sppo.experiments.sft import network_of
 from sppo.experiments.tasks import STARTS, short_name, task
 
 PACKAGES = ("sppo", "torch", "numpy", "gymnasium", "stable-baselines3")
@@ -72,10 +72,7 @@ def resolve(config: RunConfig) -> RunConfig:
     settings = {"episodes_per_update": about.episodes_per_update, **config.settings, "seed": config.seed}
     full = make(AGENTS[config.agent].Config, settings)
     start = find_start(config)
-    network: dict[str, Any] = {}
-    if start is not None:
-        policy = about_policy(start)["policy"]
-        network = {"net_arch": tuple(policy["net_arch"]), "activation": policy["activation"]}
+    network = {} if start is None else network_of(start)
     return dataclasses.replace(
         config,
         settings=dataclasses.asdict(full),

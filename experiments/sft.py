@@ -203,17 +203,18 @@ def summary(made: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def about_policy(path: Path) -> dict[str, Any]:
-    """The JSON beside a saved policy.
+def network_of(path: Path) -> dict[str, Any]:
+    """Layers and activation of a saved policy, from the JSON beside it.
 
     Raises:
-        ValueError: if it is missing or damaged.
+        ValueError: if that is missing or damaged.
     """
     file = path.with_suffix(".json")
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {file}, which describes the start policy: {error}") from error
+        policy = json.loads(file.read_text())["policy"]
+        return {"net_arch": tuple(int(n) for n in policy["net_arch"]), "activation": policy["activation"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"cannot read {file}, which describes the start policy: {error!r}") from error
 
 
 def _sampler(config: SFTConfig) -> ControlSampler:
