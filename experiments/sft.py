@@ -128,6 +128,7 @@ def clone(
         if rate > config.high and steps >= config.min_gradient_steps:
             if learner.optimizer.param_groups[0]["lr"] < 1e-8:
                 raise ValueError(f"{config.env_id}: no policy between {config.low} and {config.high} could be found")
+            kept[2] *= 0.5  # the learning rate to go on with
             _restore(learner, kept)
         else:
             kept = _state(learner)
@@ -142,8 +143,6 @@ def clone(
             learner.step()
             steps += 1
         rate = look(config.check_episodes, 0)
-        if rate > config.high:
-            kept[2] *= 0.5  # the learning rate to go on with from the state before
     about = {
         "config": dataclasses.asdict(config),
         "success_rate": rate,

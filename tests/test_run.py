@@ -87,7 +87,9 @@ def test_every_tag_is_documented(finished: dict[str, Path], root: Path) -> None:
     assert logged - documented == set(), "tags that docs/METRICS.md does not explain"
 
 
-@pytest.mark.parametrize("config", [replace(CHAIN, agent="ppo"), replace(UNEVEN, agent="sppo", seed=3)], ids=["ppo", "sppo"])
+@pytest.mark.parametrize(
+    "config", [replace(CHAIN, agent="ppo"), replace(UNEVEN, agent="sppo", seed=3)], ids=["ppo", "sppo"]
+)
 def test_a_run_can_be_made_again_from_its_folder(config: Any, tmp_path: Path) -> None:
     run([config], [tmp_path / "first"])
     again = read_config(tmp_path / "first")
