@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
+import numbers
 from typing import Any
 
 import gymnasium as gym
@@ -40,12 +42,32 @@ def make_task(task: str, **kwargs: Any) -> Episodes:
     """The batch of a task of ours by its short name; its simulator is imported only now."""
     module, name = TASKS[task].split(":")
     cls = getattr(importlib.import_module(f"sppo.envs.{module}"), name)
-    known = [p for p in inspect.signature(cls).parameters if p != "self"]
-    for key in kwargs:
+    known = {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.name != "self"}
+    for key, value in kwargs.items():
         if key not in known:
-            raise ValueError(f"{task} has no option {key!r}{_nearest(key, known)}; it has {', '.join(known)}")
+            raise ValueError(f"{task} has no option {key!r}{_nearest(key, list(known))}; it has {', '.join(known)}")
+        _check_dial(f"{task}'s {key}", value, known[key])
     made: Episodes = cls(**kwargs)
     return made
+
+
+def _check_dial(name: str, value: Any, default: Any) -> None:
+    """A dial takes what its default is: a finite number, a whole one, true or false, or a word."""
+    kind, words = (
+        (bool, "true or false")
+        if isinstance(default, bool)
+        else (numbers.Integral, "a whole number")
+        if isinstance(default, int)
+        else (numbers.Real, "a finite number")
+        if isinstance(default, float)
+        else (type(default), f"a {type(default).__name__}")
+    )
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} must be {words}, got {value!r}")
+    if isinstance(value, numbers.Real) and not math.isfinite(value):
+        raise ValueError(f"{name} must be {words}, got {value!r}")
+    if isinstance(value, numbers.Real) and value < 0 and ("spread" in name or "tolerance" in name):
+        raise ValueError(f"{name} must not be negative, got {value!r}")
 
 
 def make_env(task: str, render_mode: str | None = None, **kwargs: Any) -> EpisodeEnv:

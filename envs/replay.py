@@ -36,6 +36,7 @@ class GymEpisodes(Episodes):
         """
         self._make = make
         self._envs = [make()]
+        self.judged = False  # until an episode's end says whether it is_success
         env = self._envs[0]
         self.name = name or (env.spec.id if env.spec else type(env.unwrapped).__name__)
         self.single_observation_space = _checked_observations(env.observation_space, self.name)
@@ -87,10 +88,12 @@ class GymEpisodes(Episodes):
         for i, (row, action) in enumerate(zip(self._running.tolist(), self._prepared(actions), strict=True)):
             obs[i], rewards[i], terminated[i], truncated[i], info = self._envs[row].step(action)
             if terminated[i] or truncated[i]:
+                self.judged |= "is_success" in info
                 won[i] = info.get("is_success", False)
         self._t += 1
         self._obs = obs
         self._check_finite(obs)
+        self._check_finite(rewards[:, None], "outcome or reward")
         truncated |= (self._t >= self.horizon) & ~terminated
         ended = terminated | truncated
         if ended.any():
@@ -113,12 +116,12 @@ class GymEpisodes(Episodes):
             return [self._first_action + int(a) for a in actions]
         return list(actions.astype(self._action_dtype))
 
-    def _check_finite(self, obs: NDArray[np.float32]) -> None:
-        if not np.isfinite(obs).all():
-            i = int(np.flatnonzero(~np.isfinite(obs).all(axis=1))[0])
+    def _check_finite(self, values: NDArray[Any], what: str = "observation") -> None:
+        if not np.isfinite(values).all():
+            i = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
             raise ValueError(
-                f"{self.name} returned an observation that is not finite, in row {self._running[i]} at step "
-                f"{self._t[i]}: {obs[i]}"
+                f"{self.name} returned an {what} that is not finite, in row {self._running[i]} at step "
+                f"{self._t[i]}: {values[i]}"
             )
 
     def _reset_env(self, row: int, seed: int) -> Any:

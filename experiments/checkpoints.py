@@ -91,6 +91,11 @@ def remove_later(run: Path, update: int) -> None:
             _remove(folder)
 
 
+def saved_updates(run: Path) -> list[int]:
+    """Updates with a checkpoint, whole or not, newest first."""
+    return [int(folder.name) for folder in _folders(run)]
+
+
 def _folders(run: Path) -> list[Path]:
     """Newest first."""
     return sorted((path for path in (run / "checkpoints").glob("*") if path.name.isdigit()), reverse=True)

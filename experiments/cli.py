@@ -138,7 +138,7 @@ class Compare:
             execute(jobs, processes=self.processes, resume=self.run.resume)
         except JobFailed:
             with contextlib.suppress(ValueError):  # where no run is finished there is nothing to report
-                _report(self.out, agents)
+                _report(self.out, None)
             raise
         _report(self.out, agents)
 
@@ -229,6 +229,8 @@ Command = Train | Compare | Experts | SFT | Report | Watch
 
 def main() -> None:
     """Parse the command line and do it; user errors end in one line."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: an id may name a module in the current folder
     try:
         command: Any = tyro.cli(
             Command,

@@ -51,6 +51,10 @@ def plan(base: RunConfig, agents: Sequence[str], env_ids: Sequence[str], seeds: 
                 chunk = range(first, min(first + STACK, seeds))
                 configs = [resolve(replace(base, agent=agent, env_id=env_id, seed=seed)) for seed in chunk]
                 jobs.append((configs, [folder / agent / f"seed{seed}" for seed in chunk]))
+    folders = [folder for _, own in jobs for folder in own]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ValueError(f"two runs would go to {folder}: name each agent once, and tasks whose names differ")
     return jobs
 
 
@@ -81,6 +85,7 @@ def execute(jobs: Sequence[Job], *, processes: int | None = None, resume: bool =
     shares = {folder: float(is_finished(folder)) for _, folders in jobs for folder in folders}
     successes: dict[Path, float] = {}
     failures: list[str] = []
+    warned: set[str] = set()
     processes = processes or os.cpu_count() or 1
     working: list[_Worker] = []
     layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
@@ -98,9 +103,10 @@ def execute(jobs: Sequence[Job], *, processes: int | None = None, resume: bool =
                 for kind, *content in worker.messages():
                     if kind == "progress":
                         folder, shares[folder], successes[folder] = content[0], *content[1:]
-                    elif kind == "warning":
+                    elif kind == "warning" and content[0] not in warned:
+                        warned.add(content[0])
                         bar.write(content[0], file=sys.stderr)
-                    else:
+                    elif kind == "failure":
                         worker.failed = True
                         failures.append(f"{worker.name}: {content[0]}")
                 if ended:

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import gymnasium as gym
 
 from sppo.agents import AGENTS, Agent
+from sppo.agents.networks import ControlPolicy, make_policy
 from sppo.agents.storage import load_policy
 from sppo.envs import Episodes, episodes
 from sppo.experiments.settings import make, unknown
 from sppo.experiments.sft import network_of
-from sppo.experiments.tasks import STARTS, short_name, task
+from sppo.experiments.tasks import STARTS, TASKS, short_name, task
 
 PACKAGES = ("sppo", "torch", "numpy", "gymnasium", "stable-baselines3")
 
@@ -87,15 +88,18 @@ def find_start(config: RunConfig) -> Path | None:
     if config.start == "none":
         return None
     if config.start == "auto":
+        if config.env_id not in TASKS:  # an id of the same last part may be another task
+            return None
         shipped = sorted((STARTS / short_name(config.env_id)).glob("*.safetensors"), key=lambda path: int(path.stem))
         return shipped[config.seed % len(shipped)] if shipped else None
-    path = Path(config.start)
+    given = path = Path(config.start)
     if not path.is_absolute() and not path.exists():
         path = STARTS / config.start
     if path.is_dir():
         path = path / f"{config.seed}.safetensors"
     if not path.exists():
-        raise ValueError(f"there is no start policy at {config.start}; `sppo sft` makes them, or say `--start none`")
+        missing = given / path.name if path.parent.name == given.name else given
+        raise ValueError(f"there is no start policy at {missing}; `sppo sft` makes them, or say `--start none`")
     return path
 
 
@@ -127,6 +131,22 @@ def make_episodes(config: RunConfig) -> Episodes:
     except (TypeError, gym.error.Error) as error:
         options = "".join(f", {name}={value!r}" for name, value in config.env_kwargs.items())
         raise ValueError(f"{config.env_id}{options} cannot be made: {error}") from error
+
+
+def start_policy(env_id: str, seed: int = 0) -> ControlPolicy:
+    """The start policy that ships for a task; there are ten, one per seed.
+
+    Raises:
+        ValueError: if none ships for this id.
+    """
+    config = RunConfig(env_id=env_id, seed=seed)
+    start = find_start(config)
+    if start is None:
+        raise ValueError(f"no start policy ships for {env_id}; `sppo sft` makes them")
+    env = make_episodes(config)
+    policy = make_policy(env.single_observation_space, env.single_action_space, **network_of(start))
+    load_policy(policy, start)
+    return policy
 
 
 def _make_agent(config: RunConfig, env: Episodes) -> Agent:

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from sppo.envs import Episodes, episodes
 from sppo.envs.sb3 import EpisodeVecEnv
+from sppo.experiments.settings import make
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +95,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def expert_config(env_id: str, **overrides: Any) -> ExpertConfig:
     """An id's settings: defaults, its entry in `SETTINGS`, then `overrides`; trained on its `-dense` variant if any."""
-    name, _, number = env_id.rpartition("-v")
+    name, _, number = env_id.rpartition(":")[-1].rpartition("-v")
     dense = f"{name}-dense-v{number}"
     settings = {"dense_id": dense if dense in gym.registry else env_id, **SETTINGS.get(env_id, {}), **overrides}
-    known = [f.name for f in dataclasses.fields(ExpertConfig)]
-    if unknown := settings.keys() - set(known):
-        raise ValueError(f"ExpertConfig has no field {sorted(unknown)[0]!r}; it has {', '.join(known)}")
-    return ExpertConfig(env_id=env_id, **settings)
+    return make(ExpertConfig, {"env_id": env_id, **settings})
 
 
 def train_expert(

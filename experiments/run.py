@@ -20,7 +20,7 @@ from sppo.agents.control import ControlSampler
 from sppo.agents.stack import can_stack, learn
 from sppo.agents.storage import read_agent, restore_agent
 from sppo.envs import episodes
-from sppo.experiments.checkpoints import remove_later, save_checkpoint, shared_checkpoints
+from sppo.experiments.checkpoints import remove_later, save_checkpoint, saved_updates, shared_checkpoints
 from sppo.experiments.config import RunConfig, make_agents, read_config, resolve, to_json
 from sppo.experiments.process import locked
 from sppo.experiments.runlog import EVALS, RunLog
@@ -128,6 +128,8 @@ def check_folders(configs: Sequence[RunConfig], folders: Sequence[Path], resume:
     for config, folder in zip(configs, folders, strict=True):
         if (folder / "config.json").exists():
             difference = _difference(read_config(folder), config)
+            if difference and not saved_updates(folder) and not is_finished(folder):
+                continue  # it failed before its first checkpoint: nothing is lost by starting anew
             if difference:
                 raise ValueError(f"{folder} holds another run: {difference}; --out names another folder")
             if not resume:
@@ -160,8 +162,9 @@ def prepare(configs: Sequence[RunConfig], folders: Sequence[Path], resume: bool)
     check_folders(configs, folders, resume)
     for config, folder in zip(configs, folders, strict=True):
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "config.json").exists():
-            write_whole(folder / "config.json", to_json(config))
+        with locked([folder], 0):
+            if not (folder / "config.json").exists() or _difference(read_config(folder), config):
+                write_whole(folder / "config.json", to_json(config))
 
 
 def write_whole(path: Path, content: Any) -> None:
@@ -213,6 +216,11 @@ def _train(
             raise Interrupted
         for agent, record in zip(agents, records, strict=True):
             _finish(agent, record)
+            if not getattr(record.evaluation.sampler.env, "judged", True):
+                warn(
+                    f"{record.config.env_id} does not report info['is_success'] when an episode ends, so its success "
+                    "rate says nothing: wrap it in sppo.envs.SparseOutcome, or look at mean_return in evals.csv"
+                )
 
 
 def _evaluation(agent: Agent, config: RunConfig, log: RunLog) -> EvalCallback:

@@ -56,7 +56,8 @@ class RunLog:
         try:
             for file in (*self.files.values(), *(table.file for table in self.tables.values())):
                 file.flush()
-                os.fsync(file.fileno())
+            for record in self.files.values():
+                os.fsync(record.fileno())
             self.writer.flush()
         except OSError as error:
             raise _unwritable(error, self.folder) from error

@@ -18,6 +18,7 @@ from sppo.agents import AGENTS
 from sppo.agents.storage import save_policy
 from sppo.experiments import cli
 from sppo.experiments.config import make_agents, resolve, to_json
+from sppo.experiments.process import locked
 from sppo.experiments.settings import make
 from sppo.experiments.tasks import TASKS
 
@@ -119,7 +120,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "id": (("--env", "sppo/PrecisionCartpole-v0"), "did you mean 'sppo/PrecisionCartPole-v0'?"),
     "agent": (("--agent", "spo"), "unknown agent 'spo'; did you mean 'sppo'?"),
     "option": (("--env-options", "horizn", 20), "horizon"),
-    "option of the wrong type": (("--env-options", "horizon", "long"), "cannot be made"),
+    "option of the wrong type": (("--env-options", "horizon", "long"), "horizon"),
     "option of a foreign environment": (
         ("--env", "CartPole-v1", "--env-options", "suton", "true"),
         "refuses an option ('suton')",
@@ -166,7 +167,7 @@ def test_bad_input_is_refused_in_one_line(case: str, call: Any, tmp_path: Path) 
         (("compare", "--processes", "0"), "processes: at least one is needed, got 0"),
         (("compare", "--env", "Pendulum"), "no environment is registered as 'Pendulum'; did you mean"),
         (("experts", "--env", "sppo/Hoper-v0"), "did you mean 'sppo/Hopper-v0'?"),
-        (("experts", "--env", CHAIN_ID, "--settings", "steps", "3"), "no field 'steps'"),
+        (("experts", "--env", CHAIN_ID, "--settings", "steps", "3"), "unknown setting 'steps'"),
         (("sft", "--env", CHAIN_ID), "cannot read the expert's episodes"),
         (("sft", "--env", CHAIN_ID, "--fits", "0"), "fits: at least one is needed, got 0"),
         (("sft", "--env", CHAIN_ID, "--settings", "lwo", "0.1"), "unknown setting 'lwo'; did you mean 'low'?"),
@@ -210,6 +211,7 @@ def test_folders_that_hold_something_else(call: Any, tmp_path: Path) -> None:
     assert contents(tmp_path) == before
     (out / "notes.txt").unlink()
     (out / "config.json").write_text(json.dumps(to_json(resolve(make(type(CHAIN), {"env_id": CHAIN_ID})))))
+    (out / "checkpoints" / "00000020").mkdir(parents=True)
     before = contents(tmp_path)
     assert "already holds this run; --resume goes on with it" in call(*chain)[1]
     for other, difference in (
@@ -263,5 +265,19 @@ def test_an_error_that_shows_only_while_running(tmp_path: Path) -> None:
     """Outcomes outside SPPO's range."""
     done = sppo("train", "--env", "CartPole-v1", "--episodes", 64, "--out", tmp_path / "run")
     assert done.returncode == 1
-    assert re.fullmatch(rf"sppo: {tmp_path}/run: .*\[0, 1\].*\n", done.stderr), done.stderr
+    *warnings, error = done.stderr.splitlines()
+    assert re.fullmatch(rf"sppo: {tmp_path}/run: .*\[0, 1\].*", error), done.stderr
+    assert len(warnings) == 1 and "does not report info['is_success']" in warnings[0]
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_run_that_never_got_to_a_checkpoint_makes_way(call: Any, tmp_path: Path) -> None:
+    """What failed at once, for a setting that does not suit, is not in the way of the next attempt."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.json").write_text(json.dumps(to_json(resolve(CHAIN))))
+    arguments = ("train", "--env", CHAIN_ID, "--agent", "ppo", "--out", out)
+    assert call(*arguments, "--dry-run")[1] == 0
+    with locked([out]):
+        assert "another process is at work" in call(*arguments)[1]
+    assert json.loads((out / "config.json").read_text())["agent"] == "sppo"

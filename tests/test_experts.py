@@ -59,7 +59,7 @@ def test_an_expert_that_never_succeeds_is_refused(tmp_path: Path) -> None:
 def test_settings() -> None:
     assert all(expert_config(env_id).dense_id.endswith("-dense-v0") for env_id in SETTINGS)
     assert expert_config("Acrobot-v1").dense_id == "Acrobot-v1"
-    with pytest.raises(ValueError, match="no field 'gama'"):
+    with pytest.raises(ValueError, match="unknown setting 'gama'; did you mean 'gamma'"):
         expert_config("Acrobot-v1", gama=1)
     with pytest.raises(ValueError, match="config is for"):
         train_expert("Acrobot-v1", "unused", config=expert_config("CartPole-v1"))
