@@ -14,7 +14,22 @@ from torch import Tensor, nn
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 
-class LocalLearner:
+class _OneProcess:
+    """Gradients kept in one tensor, and nobody else to sum with."""
+
+    grad: Tensor
+
+    def zero_grad(self) -> None:
+        self.grad.zero_()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def total(self, x: Tensor) -> Tensor:
+        return x
+
+
+class LocalLearner(_OneProcess):
     """A module and its Adam on one process.
 
     Weights and gradients are moved into one flat tensor each, of which the module's are views: clipping and Adam then
@@ -34,12 +49,6 @@ class LocalLearner:
         self.flat.grad = grad
         bind_views(self.module, flat[None], grad[None])
 
-    def zero_grad(self) -> None:
-        self.grad.zero_()
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
     def step(self, learns: Sequence[bool] = (True,)) -> list[float]:
         norm = float(self.grad.norm())
         self.check(norm)
@@ -56,11 +65,8 @@ class LocalLearner:
                 "rewards or observations that are huge"
             )
 
-    def total(self, x: Tensor) -> Tensor:
-        return x
 
-
-class StackLearner:
+class StackLearner(_OneProcess):
     """The learners of S networks as one: their weights and gradients are rows of (S, P) tensors.
 
     Each learner keeps its own Adam state, so that it can be saved, or go on alone, at any time.
@@ -77,15 +83,6 @@ class StackLearner:
         self.optimizer = type(first)([learner.flat for learner in learners], **first.defaults)
         for learner in learners:
             self.optimizer.state[learner.flat] = learner.optimizer.state[learner.flat]
-
-    def zero_grad(self) -> None:
-        self.grad.zero_()
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def total(self, x: Tensor) -> Tensor:
-        return x
 
     def step(self, learns: Sequence[bool]) -> list[float]:
         """Clip each network's gradient and step those that learn; gradient norms before clipping."""
