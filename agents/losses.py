@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, cast, get_args
 
 import torch
@@ -56,6 +57,11 @@ def known_value_loss(name: str) -> ValueLossName:
 def in_units_of_return(head: Tensor, loss: ValueLossName) -> Tensor:
     """What a critic's scalar head predicts: the return itself, or, for "bce", the logit of a return in [0, 1]."""
     return head.sigmoid() if loss == "bce" else head
+
+
+def from_units_of_return(value: float, loss: ValueLossName) -> float:
+    """The inverse of `in_units_of_return` for one number; for "bce" it must lie in (0, 1)."""
+    return math.log(value / (1 - value)) if loss == "bce" else value
 
 
 def value_loss(head: Tensor, targets: Tensor, loss: ValueLossName, critic: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sppo.agents.batch import Choices, Rows
-from sppo.agents.losses import ValueLossName, in_units_of_return, value_loss
+from sppo.agents.losses import ValueLossName, from_units_of_return, in_units_of_return, value_loss
 
 CHUNK = 1024  # tokens whose logits are held at a time
 
@@ -145,12 +145,18 @@ def hidden_states(base: Any, traj: Choices) -> Tensor:
 class _TextCritic(nn.Module):
     memoryless = False
 
-    def __init__(self, base: Any, *, value_loss: ValueLossName, bias: float = 0.0) -> None:
+    def __init__(self, base: Any, *, value_loss: ValueLossName) -> None:
         super().__init__()
         self.base, self.value_loss = base, value_loss
         self.head = nn.Linear(base.config.hidden_size, 1)
         nn.init.zeros_(self.head.weight)
-        nn.init.constant_(self.head.bias, bias)
+        nn.init.zeros_(self.head.bias)
+
+    def start_at(self, value: float) -> None:
+        """Predict this return everywhere, until trained: a critic that starts far off calls every outcome a surprise."""
+        with torch.no_grad():
+            self.head.weight.zero_()
+            self.head.bias.fill_(from_units_of_return(value, self.value_loss))
 
     def _score(self, hidden: Tensor) -> Tensor:
         return self.head(hidden).squeeze(-1).float()

@@ -66,7 +66,6 @@ class TextSampler:
         split: str = "train",
         seed: int = 0,
         critic: Callable[[], Any] | None = None,
-        critic_bias: float = 0.0,
         prompts: Sequence[Any] | None = None,
     ) -> None:
         if max_completion_length < 1:
@@ -82,7 +81,6 @@ class TextSampler:
         self.counts = {"env_steps": 0, "episodes": 0, "prompts_drawn": 0}
         self.reasons: Counter[str] = Counter()
         self._critic = critic or (lambda: critic_base(policy.model))
-        self._critic_bias = critic_bias
 
     def prefix(self, index: int) -> Tensor:
         """(P,) token ids of a prompt."""
@@ -100,11 +98,11 @@ class TextSampler:
 
     def step_critic(self, value_loss: ValueLossName) -> TextStepCritic:
         """A new critic of every prefix."""
-        return TextStepCritic(self._critic(), value_loss=value_loss, bias=self._critic_bias)
+        return TextStepCritic(self._critic(), value_loss=value_loss)
 
     def start_critic(self, value_loss: ValueLossName) -> TextStartCritic:
         """A new critic of the prompt alone."""
-        return TextStartCritic(self._critic(), value_loss=value_loss, bias=self._critic_bias)
+        return TextStartCritic(self._critic(), value_loss=value_loss)
 
     def rollout(
         self,
