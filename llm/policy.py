@@ -36,11 +36,15 @@ class Prefixes:
 
 
 def load_model(source: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A causal language model from a save_pretrained folder, a hub name, or a .gguf file."""
+    """A causal language model from a save_pretrained folder, a hub name, or a .gguf file (dequantised)."""
     path = Path(source)
-    if path.suffix == ".gguf":
-        return AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
-    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    if path.suffix != ".gguf":
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
+    # What it keeps from here on are plain weights: saved as a folder, they must not be taken for a quantised file's.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    return model
 
 
 def tiny_model(vocab_size: int, *, seed: int, hidden: int = 128, layers: int = 4, heads: int = 4) -> nn.Module:

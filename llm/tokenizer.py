@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 PAD, STOP, UNKNOWN = "<pad>", "<stop>", "<unk>"
 
@@ -24,12 +25,20 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(source: str, **kwargs: Any) -> Any:
-    """The tokenizer beside a model.
+    """The tokenizer beside a model, or in its .gguf file.
 
     Raises:
         ValueError: if it has no stop token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
+    path = Path(source)
+    if path.suffix == ".gguf":
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
+        # transformers takes the first token of a text for the stop token here; the file says which it is.
+        stop = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name).eos_token_id
+        tokenizer.eos_token = None if stop is None else tokenizer.convert_ids_to_tokens(stop)
+        tokenizer.clean_up_tokenization_spaces = False  # or each saved copy warns that it is ignored
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {source} has no stop (eos) token: no answer could ever end")
     if tokenizer.pad_token_id is None:
