@@ -22,7 +22,8 @@ import tyro
 from sppo.agents import AGENTS
 from sppo.envs import episodes
 from sppo.experiments.compare import Job, JobFailed, check, execute, plan
-from sppo.experiments.config import RunConfig, read_config, resolve, to_json
+from sppo.experiments.config import RunConfig, read_config, to_json
+from sppo.experiments.domains import TEXT, resolve
 from sppo.experiments.process import tune_process
 from sppo.experiments.run import Interrupted
 from sppo.experiments.sft import check_fits, fits, sft_config, summary
@@ -36,24 +37,33 @@ ENV_IDS = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="ID ...", help=f"Registered environment ids; all: {', '.join(TASKS)}.")
 ]
 EVERY_ENV = ("all",)
+DEFAULT_ENV = "sppo/PrecisionCartPole-v0"
+TASK_HELP = (
+    "in place of an environment, a text task: arithmetic, addition, reasoning_gym:NAME, gsm8k, dapo-math-17k, ... "
+    "or a data file (docs/TASKS.md)."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """What train and compare share."""
 
-    env_options: Options = field(default_factory=dict)
-    """Options of the environment (its dials, see docs/ENVIRONMENTS.md), such as: horizon 100 tolerance 1.0"""
+    env_options: Annotated[Options, tyro.conf.arg(aliases=("--task-options",))] = field(default_factory=dict)
+    """Options of the environment (its dials, see docs/ENVIRONMENTS.md), such as: horizon 100 tolerance 1.0; or of the
+    text task (docs/TASKS.md), such as: terms [2,3] operands [1,50]"""
     settings: Options = field(default_factory=dict)
     """Settings of the agent that differ from its defaults (--dry-run prints them all), such as: learning_rate 1e-3
     n_epochs 2"""
-    start: str = "auto"
+    start: Annotated[str, tyro.conf.arg(aliases=("--model",))] = "auto"
     """The start policy: auto (the one that ships for the task and seed, if any), none (random weights), a file, or a
-    folder of files named by seed."""
+    folder of files named by seed. On text a model: arithmetic, smollm2, a folder, a .gguf file or a hub name."""
+    text: Options = field(default_factory=dict)
+    """Settings of the language side that differ from the task's (docs/TEXT.md), such as: temperature 0.6
+    max_completion_length 1024 critic_layers 4"""
     episodes: int | None = None
-    """Budget in episodes; by default the paper's for the task, 10 000 for others."""
+    """Budget in episodes (responses); by default the paper's for the task, 10 000 for others."""
     steps: int | None = None
-    """Budget in environment steps, beside the one in episodes: the run ends with whichever is spent first."""
+    """Budget in environment steps (tokens), beside the one in episodes: the run ends with whichever is spent first."""
     evals: int = 20
     """Evaluations during a run, evenly spaced, beside the one before it."""
     eval_episodes: int = 256
@@ -72,6 +82,7 @@ class RunOptions:
             env_kwargs=_values(self.env_options),
             settings=_values(self.settings),
             start=self.start,
+            text=_values(self.text),
             total_episodes=self.episodes,
             total_steps=self.steps,
             n_evals=self.evals,
@@ -88,8 +99,9 @@ Shared = Annotated[RunOptions, tyro.conf.arg(name="")]
 class Train:
     """Train one agent on one task."""
 
-    env: Annotated[str, tyro.conf.arg(metavar="ID")] = "sppo/PrecisionCartPole-v0"
-    """A registered environment id."""
+    env: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None
+    """A registered environment id; by default Precision CartPole's."""
+    task: Annotated[str | None, tyro.conf.arg(metavar="NAME", help=f"Or, {TASK_HELP}")] = None
     agent: Annotated[str, tyro.conf.arg(metavar="AGENT", help=f"One of: {', '.join(AGENTS)}.")] = "sppo"
     seed: int = 0
     """Of start states, actions, minibatches and initial weights; and which start policy."""
@@ -101,7 +113,8 @@ class Train:
     run: Shared = field(default_factory=RunOptions)
 
     def __call__(self) -> None:
-        config = replace(self.run.base(), agent=self.agent, env_id=self.env, seed=self.seed)
+        (env_id,) = _chosen((self.env,) if self.env else (), (self.task,) if self.task else ())
+        config = replace(self.run.base(), agent=self.agent, env_id=env_id, seed=self.seed)
         config = resolve(read_config(self.config) if self.config else config)
         out = self.out or Path("runs") / short_name(config.env_id) / config.agent / f"seed{config.seed}"
         jobs = [([config], [out])]
@@ -116,7 +129,8 @@ class Train:
 class Compare:
     """Train several agents from the same start policies with the same seeds, and report who is ahead."""
 
-    env: ENV_IDS = ("sppo/PrecisionCartPole-v0",)
+    env: ENV_IDS = ()
+    task: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help=f"Or, {TASK_HELP}")] = ()
     agents: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="AGENT ...", help=f"Any of, or all: {', '.join(AGENTS)}.")
     ] = ("ppo", "sppo")
@@ -130,7 +144,7 @@ class Compare:
 
     def __call__(self) -> None:
         agents = tuple(AGENTS) if self.agents == ("all",) else self.agents
-        jobs = plan(self.run.base(), agents, _env_ids(self.env), self.seeds, self.out)
+        jobs = plan(self.run.base(), agents, _chosen(_env_ids(self.env), self.task), self.seeds, self.out)
         if self.run.dry_run:
             _show(jobs, self.run.resume)
             return
@@ -245,6 +259,13 @@ def main() -> None:
         sys.exit("stopped")
     except (ValueError, OSError, ImportError, FloatingPointError, JobFailed, gym.error.Error) as error:
         sys.exit("sppo: " + " ".join(str(error).split()))
+
+
+def _chosen(env_ids: tuple[str, ...], tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """Environments and text tasks as ids; options fit one domain alone, so only one may be asked for."""
+    if env_ids and tasks:
+        raise ValueError("--env and --task exclude each other: their options differ")
+    return tuple(TEXT + name for name in tasks) or env_ids or (DEFAULT_ENV,)
 
 
 def _env_ids(chosen: tuple[str, ...]) -> tuple[str, ...]:

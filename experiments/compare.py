@@ -16,13 +16,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from sppo.experiments.config import RunConfig, make_agents, resolve
+from sppo.experiments.config import RunConfig
+from sppo.experiments.domains import domain, resolve
 from sppo.experiments.process import end_with_parent, tune_process
 from sppo.experiments.run import Interrupted, check_folders, is_finished, prepare, run
 from sppo.experiments.tasks import short_name
-
-STACK = 5
-"""Seeds trained side by side in one process: fixed, so that results do not depend on the number of processes."""
 
 INTERRUPTED = 130
 """Exit code of a process that Ctrl-C ended, as shells have it."""
@@ -35,7 +33,7 @@ class JobFailed(Exception):
 
 
 def plan(base: RunConfig, agents: Sequence[str], env_ids: Sequence[str], seeds: int, out: Path) -> list[Job]:
-    """Jobs of up to `STACK` seeds each, with the run folders OUT[/TASK]/AGENT/seedK.
+    """Jobs of as many seeds as their domain trains side by side, with the run folders OUT[/TASK]/AGENT/seedK.
 
     Raises:
         ValueError: for no agents, tasks or seeds, or any config that cannot be run.
@@ -47,10 +45,11 @@ def plan(base: RunConfig, agents: Sequence[str], env_ids: Sequence[str], seeds: 
     for env_id in env_ids:
         folder = out / short_name(env_id) if len(env_ids) > 1 else out
         for agent in agents:
-            for first in range(0, seeds, STACK):
-                chunk = range(first, min(first + STACK, seeds))
-                configs = [resolve(replace(base, agent=agent, env_id=env_id, seed=seed)) for seed in chunk]
-                jobs.append((configs, [folder / agent / f"seed{seed}" for seed in chunk]))
+            configs = [resolve(replace(base, agent=agent, env_id=env_id, seed=seed)) for seed in range(seeds)]
+            size = domain(configs[0]).SIDE_BY_SIDE
+            for first in range(0, seeds, size):
+                chunk = configs[first : first + size]
+                jobs.append((chunk, [folder / agent / f"seed{config.seed}" for config in chunk]))
     folders = [folder for _, own in jobs for folder in own]
     for folder in folders:
         if folders.count(folder) > 1:
@@ -65,7 +64,8 @@ def check(jobs: Sequence[Job], resume: bool = False) -> None:
         ValueError: naming what is wrong.
     """
     configs = [config for configs, _ in jobs for config in configs]
-    make_agents(configs)
+    for one in {id(domain(config)): domain(config) for config in configs}.values():
+        one.check([config for config in configs if domain(config) is one])
     check_folders(configs, [folder for _, folders in jobs for folder in folders], resume)
 
 
@@ -86,7 +86,8 @@ def execute(jobs: Sequence[Job], *, processes: int | None = None, resume: bool =
     successes: dict[Path, float] = {}
     failures: list[str] = []
     warned: set[str] = set()
-    processes = processes or os.cpu_count() or 1
+    if processes is None:
+        processes = max(1, (os.cpu_count() or 1) // max(domain(c).threads(c) for configs, _ in jobs for c in configs))
     working: list[_Worker] = []
     layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
     with (

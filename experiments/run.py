@@ -16,12 +16,17 @@ import numpy as np
 
 from sppo.agents import Agent
 from sppo.agents.callbacks import Callback, CallbackList, EvalCallback, StopTrainingOnSuccess
-from sppo.agents.control import ControlSampler
 from sppo.agents.stack import can_stack, learn
 from sppo.agents.storage import read_agent, restore_agent
-from sppo.envs import episodes
-from sppo.experiments.checkpoints import remove_later, save_checkpoint, saved_updates, shared_checkpoints
-from sppo.experiments.config import RunConfig, make_agents, read_config, resolve, to_json
+from sppo.experiments.checkpoints import (
+    good_checkpoints,
+    remove_later,
+    save_checkpoint,
+    saved_updates,
+    shared_checkpoints,
+)
+from sppo.experiments.config import RunConfig, read_config, to_json
+from sppo.experiments.domains import domain, make_agents, resolve
 from sppo.experiments.process import locked
 from sppo.experiments.runlog import EVALS, RunLog
 
@@ -198,7 +203,8 @@ def _train(
             evaluation = _evaluation(agent, config, log)
             evaluation.last = _last_evaluation(folder)
             record = _Record(config, log, evaluation, report)
-            parts: list[Callback] = [evaluation, record, interrupt]
+            own = domain(config).callbacks(agent, config, log, evaluation.sampler)
+            parts: list[Callback] = [*own, evaluation, record, interrupt]
             if config.stop_at_success is not None:
                 parts.append(StopTrainingOnSuccess(evaluation, config.stop_at_success))
             records.append(record)
@@ -215,21 +221,16 @@ def _train(
         if interrupt.asked:
             raise Interrupted
         for agent, record in zip(agents, records, strict=True):
-            _finish(agent, record)
-            if not getattr(record.evaluation.sampler.env, "judged", True):
-                warn(
-                    f"{record.config.env_id} does not report info['is_success'] when an episode ends, so its success "
-                    "rate says nothing: wrap it in sppo.envs.SparseOutcome, or look at mean_return in evals.csv"
-                )
+            _finish(agent, record, warn)
 
 
 def _evaluation(agent: Agent, config: RunConfig, log: RunLog) -> EvalCallback:
-    """On the same held-out starts for every agent and seed, in an environment of its own."""
-    sampler = ControlSampler(episodes(config.env_id, **config.env_kwargs), policy=agent.policy)
+    """On the same held-out starts for every agent and seed."""
+    sampler, starts = domain(config).held_out(agent, config)
     assert config.total_episodes is not None
     return EvalCallback(
         sampler,
-        np.arange(config.n_eval_episodes),
+        starts,
         eval_freq=max(1, config.total_episodes // config.n_evals),
         on_eval=log.evaluation,
     )
@@ -240,8 +241,8 @@ def _last_evaluation(folder: Path) -> Mapping[str, float]:
     return json.loads(lines[-1]) if lines else {}
 
 
-def _finish(agent: Agent, record: _Record) -> None:
-    """Evaluate once more if the last update was not, and write the result."""
+def _finish(agent: Agent, record: _Record, warn: Callable[[str], None]) -> None:
+    """Evaluate once more if the last update was not, and write what a finished run leaves."""
     config, log, evaluation = record.config, record.log, record.evaluation
     if evaluation.last.get("episodes") != agent.num_episodes:
         evaluation.evaluate(agent)
@@ -251,4 +252,20 @@ def _finish(agent: Agent, record: _Record) -> None:
     }
     log.results({"agent": config.agent, "env_id": config.env_id, **config.settings}, result)
     log.flush()
+    domain(config).finish(agent, config, log.folder, warn)
     write_whole(log.folder / "result.json", {"finished": True, **result})
+
+
+def load_run(folder: Path, warn: Callable[[str], None] = lambda message: print(message, file=sys.stderr)) -> Agent:
+    """The agent of a run as of its newest checkpoint.
+
+    Raises:
+        ValueError: if the folder holds no run, or no checkpoint.
+    """
+    config = read_config(folder)
+    newest = next(good_checkpoints(folder, warn), None)
+    if newest is None:
+        raise ValueError(f"{folder} has no checkpoint")
+    (agent,) = make_agents([config])
+    restore_agent(agent, *read_agent(newest.folder))
+    return agent

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: JSON lines, CSV and TensorBoard events, all of the same numbers.
+"""What a run leaves to look at: JSON lines, CSV and TensorBoard events, all of the same numbers, and texts.
 
 The JSON lines are the record; CSV and events are made from them, so a run that goes on after a kill rewinds its record
 to the checkpoint and writes the others anew: no step appears twice.
@@ -11,16 +11,19 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from textwrap import indent
+from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-Record = dict[str, float]
-PROGRESS, EVALS = "progress.jsonl", "evals.jsonl"
-UPDATE = {PROGRESS: "time/n_updates", EVALS: "n_updates"}
+Record = dict[str, Any]
+PROGRESS, EVALS, COMPLETIONS = "progress.jsonl", "evals.jsonl", "completions.jsonl"
+UPDATE = {PROGRESS: "time/n_updates", EVALS: "n_updates", COMPLETIONS: "n_updates"}
+TABLES = (PROGRESS, EVALS)
 
 
 class RunLog:
@@ -37,10 +40,15 @@ class RunLog:
         for events in folder.glob("events.out.tfevents.*"):
             events.unlink()
         self.writer = SummaryWriter(str(folder))
-        self.files = {name: (folder / name).open("a", encoding="utf-8") for name in UPDATE}
-        self.tables = {name: _Table(folder / name.replace(".jsonl", ".csv"), kept[name]) for name in UPDATE}
+        self.files = {name: self._open(name) for name in TABLES}
+        self.tables = {name: _Table(folder / name.replace(".jsonl", ".csv"), kept[name]) for name in TABLES}
         for record in kept[PROGRESS]:
             self._scalars(record)
+        for _, records in groupby(kept[COMPLETIONS], key=lambda record: (record["n_updates"], record["split"])):
+            self._texts(list(records))
+
+    def _open(self, name: str) -> TextIO:
+        return (self.folder / name).open("a", encoding="utf-8")
 
     def update(self, metrics: Mapping[str, float]) -> None:
         """One update's metrics."""
@@ -50,6 +58,20 @@ class RunLog:
     def evaluation(self, record: Mapping[str, float]) -> None:
         """One evaluation on held-out starts."""
         self._append(EVALS, record)
+
+    def completions(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Responses of one update or evaluation: n_updates, env_steps, split, prompt, response, reward, reason, ..."""
+        if COMPLETIONS not in self.files:  # control runs have none
+            self.files[COMPLETIONS] = self._open(COMPLETIONS)
+        for record in records:
+            self.files[COMPLETIONS].write(json.dumps(record) + "\n")
+        self._texts(records)
+
+    def _texts(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Only evaluations: they answer the same prompts every time."""
+        if records and records[0]["split"] == "test":
+            shown = "\n\n---\n\n".join(_markdown(record) for record in records)
+            self.writer.add_text("completions/test", shown, int(records[0]["env_steps"]))
 
     def flush(self) -> None:
         """Bring everything to the disk, so that no checkpoint knows more than the record."""
@@ -108,6 +130,12 @@ class RunLog:
                 self.writer.add_scalar(tag, value, step)
 
 
+def _markdown(record: Mapping[str, Any]) -> str:
+    verdict = f"reward {record['reward']:g} ({record['reason']}), {record['length']} tokens"
+    texts = (indent(record[name] or " ", " " * 4, lambda line: True) for name in ("prompt", "response"))
+    return "\n\n".join([*texts, verdict + ("" if record["stopped"] else ", cut off")])
+
+
 class _Table:
     """A CSV whose header grows: a new column writes the file anew."""
 
@@ -136,8 +164,10 @@ class _Table:
 
 def _rewind(path: Path, update: str, keep_updates: int) -> list[Record]:
     """Cut a record back to what a checkpoint knows; a line that a kill cut short goes too."""
-    kept = []
-    if path.exists() and keep_updates > 0:
+    kept: list[Record] = []
+    if not path.exists():
+        return kept
+    if keep_updates > 0:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)

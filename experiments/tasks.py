@@ -1,4 +1,4 @@
-"""What the control benchmark fixes for each task; any other registered id takes the defaults."""
+"""What the benchmarks fix for each task, the same for every algorithm; any other id takes the defaults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STARTS = Path(__file__).parent / "starts"
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Settings of one task that are the same for every algorithm."""
+    """Settings of one task that are the same for every algorithm; the user's own go before them."""
 
     episodes_per_update: int = 64
     """Trajectories per update, as in section 5.3 of arXiv 2604.08865."""
@@ -20,6 +20,13 @@ class Task:
     """Episodes in the paper's figure."""
     sft: dict[str, Any] = field(default_factory=dict)
     """What differs from SFTConfig's defaults."""
+    start: str | None = None
+    """The model that a text task starts from."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What differs from the agents' defaults."""
+    text: dict[str, Any] = field(default_factory=dict)
+    """What differs from TextConfig's defaults."""
 
 
 TASKS = {
@@ -35,10 +42,31 @@ TASKS = {
     "sppo/Pendulum-v0": Task(episodes_per_update=16, total_episodes=40_000, sft={"low": 0.1, "high": 0.3}),
 }
 
+# One pass over the responses of an update, as in the paper's runs; minibatches of rows.
+TEXT_SETTINGS: dict[str, Any] = {"n_epochs": 1, "n_minibatches": 4, "microbatch_size": 16, "max_grad_norm": 1.0}
+
+TEXT_TASKS = {
+    "text/arithmetic": Task(
+        total_episodes=12_800,
+        start="arithmetic",
+        env_kwargs={"terms": [2, 3], "operands": [1, 50]},
+        settings={**TEXT_SETTINGS, "learning_rate": 1e-4, "critic_learning_rate": 5e-4},
+        text={"max_completion_length": 40, "critic_layers": 2, "threads": 1},
+    ),
+    "text/addition": Task(
+        total_episodes=3_200,
+        start="smollm2",
+        settings={**TEXT_SETTINGS, "learning_rate": 1e-5, "critic_learning_rate": 1e-4},
+        text={"max_completion_length": 32, "critic_layers": 4},
+    ),
+}
+TEXT_DEFAULT = Task(settings={**TEXT_SETTINGS, "learning_rate": 1e-6, "critic_learning_rate": 1e-5})
+
 
 def task(env_id: str) -> Task:
     """The settings of an id."""
-    return TASKS.get(env_id, Task())
+    default = TEXT_DEFAULT if env_id.startswith("text/") else Task()
+    return {**TASKS, **TEXT_TASKS}.get(env_id, default)
 
 
 def short_name(env_id: str) -> str:

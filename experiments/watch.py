@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 from PIL import Image
 
-from sppo.agents.storage import read_agent, restore_agent
 from sppo.envs.adapters import EpisodeEnv
-from sppo.experiments.checkpoints import good_checkpoints
-from sppo.experiments.config import make_agents, make_episodes, read_config
+from sppo.experiments.config import read_config
+from sppo.experiments.control import make_episodes
+from sppo.experiments.domains import TEXT
+from sppo.experiments.run import load_run
 
 
 def watch(run: Path, out: Path | None = None, *, n_episodes: int = 3, fps: int = 30, max_frames: int = 600) -> Path:
@@ -31,11 +31,9 @@ def watch(run: Path, out: Path | None = None, *, n_episodes: int = 3, fps: int =
     config = read_config(run)
     if n_episodes < 1:
         raise ValueError(f"at least one episode is needed, got {n_episodes}")
-    newest = next(good_checkpoints(run, lambda message: print(message, file=sys.stderr)), None)
-    if newest is None:
-        raise ValueError(f"{run} has no checkpoint to watch")
-    agent = make_agents([config])[0]
-    restore_agent(agent, *read_agent(newest.folder))
+    if config.env_id.startswith(TEXT):
+        raise ValueError(f"{config.env_id} is text: its responses are in {run / 'completions.jsonl'}")
+    agent = load_run(run)
     env: gym.Env = EpisodeEnv(make_episodes(config), render_mode="rgb_array")
     frames: list[np.ndarray] = []
     for episode in range(n_episodes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,18 @@ from sppo.llm.policy import Prefixes, TextPolicy, TextStartCritic, TextStepCriti
 from sppo.llm.tokenizer import encode_prompt
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """A finished response and what its task says of it."""
+
+    prompt: Any
+    text: str
+    length: int  # tokens, stop token included
+    stopped: bool  # False where the token budget came first
+    reward: float
+    reason: str
 
 
 class TextStates:
@@ -54,6 +67,7 @@ class TextSampler:
         seed: of the order of prompts, and of sampling.
         critic: makes the body of a new critic; by default a copy of the policy's.
         prompts: in place of the split's.
+        on_scored: told all responses that were scored together.
     """
 
     def __init__(
@@ -67,6 +81,7 @@ class TextSampler:
         seed: int = 0,
         critic: Callable[[], Any] | None = None,
         prompts: Sequence[Any] | None = None,
+        on_scored: Callable[[list[Response]], None] | None = None,
     ) -> None:
         if max_completion_length < 1:
             raise ValueError(f"max_completion_length must be positive, got {max_completion_length}")
@@ -80,6 +95,7 @@ class TextSampler:
         self.generators = {"actions": np.random.default_rng([seed, 0])}
         self.counts = {"env_steps": 0, "episodes": 0, "prompts_drawn": 0}
         self.reasons: Counter[str] = Counter()
+        self.on_scored = on_scored
         self._critic = critic or (lambda: critic_base(policy.model))
 
     def prefix(self, index: int) -> Tensor:
@@ -151,18 +167,32 @@ class TextSampler:
             states=TextStates(prompts, written, actions) if keep_states else None,
         )
 
-    def text(self, prompt: int, tokens: Tensor) -> str:
+    def text(self, tokens: Tensor) -> str:
         """The response that these tokens spell, without what ends it."""
         return self.policy.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
 
     def _score(self, prompts: Array, written: list[Tensor], done: list[Completion], over: Tensor) -> Tensor:
         rows = over.nonzero().squeeze(1).tolist()
-        responses = [self.text(int(prompts[i]), torch.cat([written[i], done[i].tokens])) for i in rows]
-        scores = self.task.score_all([self.prompts[prompts[i]] for i in rows], responses)
+        asked = [self.prompts[prompts[i]] for i in rows]
+        texts = [self.text(torch.cat([written[i], done[i].tokens])) for i in rows]
+        scores = self.task.score_all(asked, texts)
         outcomes = torch.zeros(len(done))
-        for i, score in zip(rows, scores, strict=True):
-            outcomes[i] = score.reward
-            self.reasons[score.reason] += 1
+        outcomes[over] = torch.tensor([float(score.reward) for score in scores])
+        self.reasons.update(score.reason for score in scores)
+        if self.on_scored is not None:
+            self.on_scored(
+                [
+                    Response(
+                        prompt=prompt,
+                        text=text,
+                        length=len(written[i]) + len(done[i].tokens),
+                        stopped=done[i].stopped,
+                        reward=float(score.reward),
+                        reason=score.reason,
+                    )
+                    for i, prompt, text, score in zip(rows, asked, texts, scores, strict=True)
+                ]
+            )
         return outcomes
 
     def predict(self, observations: Array, deterministic: bool) -> Array:
@@ -174,8 +204,13 @@ class TextSampler:
         tokens = np.array([int(c.tokens[0]) for c in done])
         return tokens if observations.ndim > 1 else tokens[0]
 
-    def with_prompts(self, prompts: Sequence[Any], seed: int = 0) -> TextSampler:
-        """The same policy and engine on other prompts, with counters of its own: for evaluation."""
+    def with_prompts(self, prompts: Sequence[Any], *, task: Any = None, seed: int = 0) -> TextSampler:
+        """The same policy and engine on other prompts, of this task or another, with counters of its own."""
         return TextSampler(
-            self.task, self.policy, self.engine, max_completion_length=self.horizon, seed=seed, prompts=prompts
+            self.task if task is None else task,
+            self.policy,
+            self.engine,
+            max_completion_length=self.horizon,
+            seed=seed,
+            prompts=prompts,
         )

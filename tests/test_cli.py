@@ -17,7 +17,8 @@ from small_runs import CHAIN, sppo
 from sppo.agents import AGENTS
 from sppo.agents.storage import save_policy
 from sppo.experiments import cli
-from sppo.experiments.config import make_agents, resolve, to_json
+from sppo.experiments.config import to_json
+from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.process import locked
 from sppo.experiments.settings import make
 from sppo.experiments.tasks import TASKS
@@ -86,7 +87,7 @@ def options(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     option = ""
     for line in plain(text).splitlines():
-        new = re.match(r" *(--[a-z-]+|RUN|FOLDER)", line)
+        new = re.match(r" *(?:--[a-z-]+ [^,]+, )?(--[a-z-]+|RUN|FOLDER)", line)  # an alias goes first
         option = new[1] if new else option
         said = re.split(r" {2,}", line.strip() if new else "  " + line.strip(), maxsplit=1)[1:]
         found[option] = (found.get(option, "") + " " + " ".join(said)).split("(default")[0].strip()

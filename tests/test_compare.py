@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from small_runs import CHAIN, assert_looks_whole, assert_same_run, command, newest_checkpoint, sppo
 
-from sppo.experiments import compare
+from sppo.experiments import compare, control
 from sppo.experiments.cli import Report
 from sppo.experiments.compare import JobFailed, execute, plan
 from sppo.experiments.run import run
@@ -70,7 +70,7 @@ def test_runs_in_processes_are_the_runs_and_the_bar_counts_them(
 def test_results_do_not_depend_on_the_number_of_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compare, "STACK", 1)
+    monkeypatch.setattr(control, "SIDE_BY_SIDE", 1)
     for n in (1, 3):
         execute(plan(CHAIN, AGENTS, [CHAIN.env_id], 2, tmp_path / str(n)), processes=n)
     for a, b in zip(folders(tmp_path / "1"), folders(tmp_path / "3"), strict=True):

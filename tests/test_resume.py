@@ -27,7 +27,8 @@ from small_runs import (
 )
 
 from sppo.experiments.checkpoints import KEEP, save_checkpoint, shared_checkpoints
-from sppo.experiments.config import RunConfig, make_agents, resolve
+from sppo.experiments.config import RunConfig
+from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.run import Interrupted, run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed process is forked")

@@ -28,7 +28,8 @@ from small_runs import (
 )
 
 from sppo.agents import AGENTS
-from sppo.experiments.config import make_agents, read_config, resolve
+from sppo.experiments.config import read_config
+from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.process import locked
 from sppo.experiments.run import run
 from sppo.experiments.watch import watch

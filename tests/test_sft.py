@@ -17,7 +17,8 @@ from torch import Tensor
 from sppo.agents.control import ControlSampler
 from sppo.agents.storage import load_policy
 from sppo.envs import episodes
-from sppo.experiments.config import RunConfig, make_agents, resolve
+from sppo.experiments.config import RunConfig
+from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.sft import SFTConfig, check_fits, clone, fits, network_of, read_demonstrations, sft_config
 from sppo.experiments.tasks import STARTS, TASKS, short_name
 

@@ -1,0 +1,269 @@
+"""Text tasks: a language model, its critic and the engine that generates, put together for a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sppo.agents import AGENTS, Agent
+from sppo.agents.callbacks import Callback
+from sppo.experiments.config import RunConfig
+from sppo.experiments.runlog import RunLog
+from sppo.experiments.settings import make
+from sppo.experiments.tasks import task as about_task
+from sppo.llm.engine_hf import HFEngine
+from sppo.llm.policy import TextPolicy, critic_base, load_model
+from sppo.llm.sampler import Response, TextSampler
+from sppo.llm.sources import find_model, model_names
+from sppo.llm.tasks import Prompt, Task, make_task
+from sppo.llm.tokenizer import encode_prompt, load_tokenizer
+
+SIDE_BY_SIDE = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """What a run on text has besides its agent's settings."""
+
+    max_completion_length: int = 512
+    """Token budget of a response, stop token included; part of the task."""
+    max_prompt_length: int | None = None
+    """Longer prompts are left out, with a warning; by default those that leave no room for a response."""
+    temperature: float = 1.0
+    """Of sampling, in training and evaluation alike."""
+    critic: str = "policy"
+    """The model whose body the critic starts from: the policy's, or another that reads the same tokens."""
+    critic_layers: int | None = None
+    """How many of its layers the critic keeps, from the first."""
+    critic_start: float | None = None
+    """The return that the critic predicts before it has learned; by default the mean of a first batch of responses,
+    whose cost counts."""
+    eval_task: str | None = None
+    """Evaluate on the test prompts of another task."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic."""
+    threads: int | None = None
+    """Of the process; by default one per processor. The last digits of results depend on it."""
+    generation_batch_size: int = 256
+    """Responses generated side by side."""
+    n_completions: int = 8
+    """Responses written to completions.jsonl at every update and evaluation."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_completion_length", "max_prompt_length", "critic_layers", "threads", "generation_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.critic_start is not None and not 0 < self.critic_start < 1:
+            raise ValueError(f"critic_start must be in (0, 1), got {self.critic_start}")
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """See `domains.resolve`."""
+    about = about_task(config.env_id)
+    settings = {
+        "episodes_per_update": about.episodes_per_update,
+        **about.settings,
+        **config.settings,
+        "seed": config.seed,
+    }
+    full = make(AGENTS[config.agent].Config, settings)
+    text = make(TextConfig, {"threads": os.cpu_count() or 1, **about.text, **config.text})
+    start = about.start if config.start == "auto" else config.start
+    if start in (None, "none"):
+        raise ValueError(f"{config.env_id} needs a model to start from: name one with --model")
+    find_model(start)
+    resolved = dataclasses.replace(
+        config,
+        settings=dataclasses.asdict(full),
+        text=dataclasses.asdict(text),
+        start=str(Path(start).resolve()) if start not in model_names() and Path(start).exists() else start,
+        env_kwargs={**about.env_kwargs, **config.env_kwargs},
+        total_episodes=config.total_episodes or about.total_episodes,
+    )
+    _task(resolved)
+    if text.eval_task is not None:
+        make_task(text.eval_task)
+    return resolved
+
+
+def check(configs: Sequence[RunConfig]) -> None:
+    """Data files are read and prompts are encoded; models are too large to be made for a check."""
+    seen = set()
+    for config in configs:
+        key = json.dumps([config.env_id, config.env_kwargs, config.text, config.start], sort_keys=True)
+        if key not in seen:
+            seen.add(key)
+            tokenizer = load_tokenizer(find_model(config.start))
+            for prompts in (_task(config).prompts("train"), _test_prompts(config)):
+                encode_prompt(tokenizer, prompts[0].prompt)
+
+
+def make_agents(configs: Sequence[RunConfig]) -> list[Agent]:
+    """The agents of resolved configs."""
+    return [_make_agent(config) for config in configs]
+
+
+def _make_agent(config: RunConfig) -> Agent:
+    text = make(TextConfig, config.text)
+    torch.set_num_threads(threads(config))
+    source = find_model(config.start)
+    tokenizer = load_tokenizer(source)
+    policy = TextPolicy(load_model(source), tokenizer, temperature=text.temperature)
+    body = policy.model if text.critic == "policy" else _same_tokens(load_model(find_model(text.critic)), policy)
+    sampler = TextSampler(
+        _task(config),
+        policy,
+        HFEngine(policy, batch_size=text.generation_batch_size),
+        max_completion_length=text.max_completion_length,
+        seed=config.seed,
+        critic=lambda: critic_base(body, layers=text.critic_layers),
+        prompts=fitting(_task(config).prompts("train"), policy, text),
+    )
+    kind = AGENTS[config.agent]
+    return kind(sampler, config=make(kind.Config, config.settings))
+
+
+def _same_tokens(model: Any, policy: TextPolicy) -> Any:
+    known, used = model.config.vocab_size, len(policy.tokenizer)
+    if known < used:
+        raise ValueError(f"the critic's model knows {known} tokens and the policy's tokenizer has {used}")
+    return model
+
+
+def fitting(prompts: Sequence[Prompt], policy: TextPolicy, text: TextConfig) -> list[Prompt]:
+    """The prompts that leave room for a response.
+
+    Raises:
+        ValueError: if none does.
+    """
+    context = getattr(policy.model.config, "max_position_embeddings", None)
+    limits = [text.max_prompt_length, None if context is None else context - text.max_completion_length]
+    limit = min((n for n in limits if n is not None), default=None)
+    if limit is None:
+        return list(prompts)
+    kept = [p for p in prompts if len(encode_prompt(policy.tokenizer, p.prompt)) <= limit]
+    if not kept:
+        raise ValueError(
+            f"none of the {len(prompts)} prompts has at most {limit} tokens (the model's context is {context}, "
+            f"max_completion_length {text.max_completion_length}, max_prompt_length {text.max_prompt_length})"
+        )
+    if len(kept) < len(prompts):
+        _log.warning(
+            "%d of %d prompts are longer than %d tokens; left out", len(prompts) - len(kept), len(prompts), limit
+        )
+    return kept
+
+
+@cache
+def _cached_task(name: str, options: str) -> Task:
+    return make_task(name, **json.loads(options))
+
+
+def _task(config: RunConfig) -> Task:
+    return _cached_task(config.env_id.split("/", 1)[1], json.dumps(config.env_kwargs))
+
+
+def _test_prompts(config: RunConfig) -> Sequence[Prompt]:
+    task = _test_task(config)
+    try:
+        return task.prompts("test")
+    except ValueError as error:
+        raise ValueError(f"{error}; --text eval_task NAME evaluates on another task") from error
+
+
+def _test_task(config: RunConfig) -> Task:
+    name = config.text["eval_task"]
+    return _task(config) if name is None else _cached_task(name, "{}")
+
+
+def held_out(agent: Agent, config: RunConfig) -> tuple[Any, Any]:
+    """The same test prompts for every agent and seed, some twice where there are fewer than are to be answered."""
+    prompts = fitting(_test_prompts(config), agent.policy, make(TextConfig, config.text))
+    order = np.random.default_rng(0).permutation(len(prompts))
+    return agent.sampler.with_prompts(prompts, task=_test_task(config)), np.resize(order, config.n_eval_episodes)
+
+
+def callbacks(agent: Agent, config: RunConfig, log: RunLog, held_out: Any) -> list[Callback]:
+    """Set the critic's first prediction, count why responses fail, and keep some to read."""
+    text = make(TextConfig, config.text)
+    return [_FirstPrediction(text.critic_start), _Responses(agent, log, held_out, text.n_completions)]
+
+
+class _FirstPrediction(Callback):
+    """A critic starts at the start policy's success rate: from 0.5, all early advantages would have one sign."""
+
+    def __init__(self, value: float | None) -> None:
+        self.value = value
+
+    def on_training_start(self, agent: Agent) -> None:
+        if agent.n_updates > 0 or not hasattr(agent.critic, "start_at"):
+            return
+        value = self.value
+        if value is None:
+            n = agent.config.episodes_per_update
+            outcomes = agent.sampler.rollout(agent.sampler.starts(n)).outcomes
+            value = min(max(float(outcomes.mean()), 0.5 / n), 1 - 0.5 / n)
+        agent.critic.start_at(value)
+
+
+class _Responses(Callback):
+    """Shares of the verifier's reasons and of responses cut off, and a few responses in full."""
+
+    def __init__(self, agent: Agent, log: RunLog, held_out: TextSampler, n: int) -> None:
+        self.agent, self.log, self.n = agent, log, n
+        self.scored: list[Response] = []
+        agent.sampler.on_scored = self.scored.extend
+        held_out.on_scored = lambda responses: self._write("test", responses)
+
+    def on_update(self, agent: Agent, metrics: dict[str, float]) -> None:
+        scored, self.scored[:] = list(self.scored), []
+        for reason, count in Counter(response.reason for response in scored).items():
+            metrics[f"reward/{reason}"] = count / len(scored)
+        metrics["rollout/cut_off"] = sum(not response.stopped for response in scored) / max(1, len(scored))
+        self._write("train", scored)
+
+    def _write(self, split: str, responses: Sequence[Response]) -> None:
+        self.log.completions(
+            [
+                {
+                    "n_updates": self.agent.n_updates,
+                    "env_steps": self.agent.num_steps,
+                    "split": split,
+                    "prompt": response.prompt.text,
+                    "response": response.text,
+                    "reward": response.reward,
+                    "reason": response.reason,
+                    "length": response.length,
+                    "stopped": response.stopped,
+                }
+                for response in responses[: self.n]
+            ]
+        )
+
+
+def finish(agent: Agent, config: RunConfig, folder: Path, warn: Callable[[str], None]) -> None:
+    """The policy as a save_pretrained folder, `model`, whole or not at all."""
+    partial = folder / ".partial-model"
+    shutil.rmtree(partial, ignore_errors=True)
+    agent.policy.save_pretrained(partial)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    partial.rename(folder / "model")
+
+
+def threads(config: RunConfig) -> int:
+    """As the config says."""
+    return int(config.text["threads"])
