@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sppo.agents import storage
-from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.batch import Choices, Experience, Trajectories
 from sppo.agents.config import AgentConfig, make_config
 from sppo.agents.control import ControlSampler
 from sppo.agents.credit import whiten
 from sppo.agents.diagnostics import credit_metrics, critic_metrics, rollout_metrics
 from sppo.agents.learners import LocalLearner
-from sppo.agents.losses import aggregation_weights
+from sppo.agents.losses import aggregation_weights, kl_estimate, probability_mask
 from sppo.agents.protocols import Episodes, Learner, Sampler
+from sppo.agents.reference import Penalised, evaluate, frozen
 from sppo.agents.sampling import Stream
 from sppo.agents.update import PolicyLoss, ValueLoss, minimise_all
 
@@ -42,7 +43,9 @@ class Agent:
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
+    Loss: ClassVar[type[PolicyLoss]] = PolicyLoss
     critic_sees: ClassVar[Literal["start", "steps"] | None] = None
+    needs_reference: ClassVar[bool] = False  # also without a KL term
 
     def __init__(
         self,
@@ -76,6 +79,9 @@ class Agent:
         self.critic_learner = (
             self._learner(self.critic, self.config.critic_learning_rate) if isinstance(self.critic, nn.Module) else None
         )
+        if self.config.critic_warmup and self.critic_learner is None:
+            raise ValueError(f"critic_warmup needs a critic that learns, and {type(self).__name__} has none")
+        self.reference: Any = None  # the policy as it was when learning began, where a loss or a reward reads it
         self.generator = np.random.default_rng([self.config.seed, 1])
         self.stream = Stream(self.sampler, self.config.n_steps) if self.config.n_steps is not None else None
         self.n_updates = 0
@@ -102,6 +108,11 @@ class Agent:
         """Run episodes from `starts` and give credit."""
         return self.credit(sampler.rollout(starts))
 
+    @property
+    def collects_plainly(self) -> bool:
+        """True where collecting is one rollout from `starts()`, which several agents may share."""
+        return type(self).collect is Agent.collect
+
     def credit(self, traj: Trajectories) -> Experience:
         """Advantages, and targets for the critic, of sampled episodes."""
         raise NotImplementedError(f"{type(self).__name__} gives no credit")
@@ -113,14 +124,33 @@ class Agent:
         *,
         values: Tensor | None = None,
         value_targets: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Experience:
-        """Experience with this agent's aggregation and, if so configured, whitened advantages."""
-        weight, share = aggregation_weights(traj.valid, self.config.aggregation, getattr(self.sampler, "horizon", None))
-        if self.config.normalize_advantage:
-            advantages = whiten(advantages, traj.valid)
+        """Experience with this agent's aggregation and probability mask, and, if so configured, whitened advantages.
+
+        Args:
+            traj: B rows.
+            advantages: (B, T).
+            values: (B, T) or (B, 1) predictions, to log how good they were.
+            value_targets: (B, T) or (B, 1) of the critic.
+            keep: (B,) bool, False for rows that were sampled and are not learned from, nor counted in the divisor.
+        """
+        c, carries = self.config, traj.valid
+        if keep is not None:
+            carries = carries & keep[:, None]
+        if c.normalize_advantage:
+            advantages = whiten(advantages, carries)
+        if c.mask_threshold is not None:
+            continuous = traj.actions.ndim == 3
+            carries = carries & probability_mask(traj.logprobs, carries, c.mask_threshold, density=continuous)
+        weight, share = self.weights(carries)
         return Experience(
             traj=traj, weight=weight, share=share, advantages=advantages, values=values, value_targets=value_targets
         )
+
+    def weights(self, carries: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and share (B, T) of each step that carries loss (B, T), under this agent's aggregation."""
+        return aggregation_weights(carries, self.config.aggregation, getattr(self.sampler, "horizon", None))
 
     # Learning.
 
@@ -148,8 +178,11 @@ class Agent:
     def train_once(self) -> dict[str, float]:
         """Collect, give credit, update; return the metrics."""
         started = time.perf_counter()
+        self.freeze_reference()
         if self.stream is not None:
-            experience = self.credit(self.stream.next(self.config.episodes_per_update))
+            experience = self.credit(self.penalised(self.stream.next(self.config.episodes_per_update)))
+        elif self.charges_in_reward:
+            experience = self.collect(Penalised(self.sampler, self.penalised), self.starts())
         else:
             experience = self.collect(self.sampler, self.starts())
         sampled = time.perf_counter()
@@ -181,26 +214,67 @@ class Agent:
             "time/fps": (self.num_steps - before[0]) / seconds,
         }
 
-    def policy_loss(self, policy: Any) -> Any:
+    # The reference policy.
+
+    @property
+    def charges_in_reward(self) -> bool:
+        return bool(self.config.kl_coef) and self.config.kl_in == "reward"
+
+    def freeze_reference(self) -> None:
+        """Keep the policy as it is now, before the first update, if anything is to be compared with it."""
+        if self.reference is None and (self.needs_reference or self.config.kl_coef):
+            self.reference = frozen(self.policy)
+
+    def ref_logprobs(self, traj: Choices) -> Tensor | None:
+        """(B, T) under the reference, if there is one."""
+        return None if self.reference is None else evaluate(self.reference, traj, self.config.microbatch_size)
+
+    def penalised(self, traj: Trajectories) -> Trajectories:
+        """With rewards less kl_coef times the divergence from the reference, if that is where it goes."""
+        if not self.charges_in_reward:
+            return traj
+        ref_logprobs = self.ref_logprobs(traj)
+        assert ref_logprobs is not None
+        kl = kl_estimate(traj.logprobs, ref_logprobs, self.config.kl_estimator)
+        return replace(traj, rewards=traj.rewards - self.config.kl_coef * torch.where(traj.valid, kl, 0.0))
+
+    # What the one update reads.
+
+    def policy_loss(self, policy: Any) -> PolicyLoss:
         """The loss that a policy minimises."""
+        return self.Loss(policy, **self.loss_settings())
+
+    def loss_settings(self) -> dict[str, Any]:
+        """What every policy loss is told."""
         c = self.config
-        return PolicyLoss(policy, c.clip_range, c.clip_range_high or c.clip_range, c.ent_coef)
+        return {
+            "clip_low": c.clip_range,
+            "clip_high": c.clip_range_high or c.clip_range,
+            "ent_coef": c.ent_coef,
+            "kl_coef": 0.0 if self.charges_in_reward else c.kl_coef,
+            "kl_estimator": c.kl_estimator,
+        }
 
     def update(self, experience: Experience) -> dict[str, float]:
         """One update of the policy and, if there is one, the critic."""
         return update_all([self], [experience], self.learner, self.policy, self.critic_learner, self.critic)[0]
 
     def policy_experience(self, experience: Experience) -> Experience:
-        """What the policy's loss reads."""
-        return replace(experience, traj=experience.traj.choices(), values=None, value_targets=None)
+        """What the policy's loss reads: the rows that count."""
+        counts = experience.share.count_nonzero(1) > 0
+        if not bool(counts.all()):
+            experience = experience[counts.nonzero().squeeze(1)]
+        traj = experience.traj.choices()
+        return replace(experience, traj=traj, values=None, value_targets=None, ref_logprobs=self.ref_logprobs(traj))
 
     def critic_experience(self, experience: Experience) -> Experience:
-        """What the critic's loss reads; a start critic has one prediction per row."""
-        experience = replace(experience, traj=experience.traj.choices(), advantages=None, values=None)
+        """What the critic's loss reads: every step, whatever the policy learns from; a start critic, one per row."""
         if self.critic_sees == "steps":
-            return experience
-        ones = torch.ones(len(experience), 1, device=experience.weight.device)
-        return replace(experience, weight=ones, share=ones)
+            weight, share = self.weights(experience.traj.valid)
+        else:
+            weight = share = torch.ones(len(experience), 1, device=experience.weight.device)
+        traj = experience.traj.choices()
+        return replace(experience, traj=traj, weight=weight, share=share, advantages=None, values=None)
 
     def critic_batch_size(self) -> int | None:
         """`batch_size` counts steps; a start critic's minibatches are cut over rows by `n_minibatches`."""
@@ -253,14 +327,18 @@ def update_all(
         "microbatch_size": c.microbatch_size,
         "generators": [agent.generator for agent in agents],
     }
-    results = minimise_all(
-        learner,
-        first.policy_loss(policy),
-        [agent.policy_experience(e) for agent, e in zip(agents, experiences, strict=True)],
-        batch_size=c.batch_size,
-        stop=None if c.target_kl is None else lambda means: means["train/approx_kl"] > 1.5 * c.target_kl,
-        **schedule,
-    )
+    loss = first.policy_loss(policy)
+    results: list[dict[str, float]] = [{"train/n_updates": 0.0} for _ in agents]
+    if first.n_updates >= c.critic_warmup:
+        results = minimise_all(
+            learner,
+            loss,
+            [agent.policy_experience(e) for agent, e in zip(agents, experiences, strict=True)],
+            batch_size=c.batch_size,
+            stop=None if c.target_kl is None else lambda means: means["train/approx_kl"] > 1.5 * c.target_kl,
+            skip_silent=not (loss.ent_coef or loss.kl_coef),
+            **schedule,
+        )
     if critic_learner is not None:
         critics = minimise_all(
             critic_learner,

@@ -99,6 +99,7 @@ class Experience(_Indexed):
     advantages: Tensor | None = None  # (B, T)
     values: Tensor | None = None  # (B, T) the critic's predictions when the credit was given, in units of return
     value_targets: Tensor | None = None  # (B, T) or (B, 1)
+    ref_logprobs: Tensor | None = None  # (B, T) under the reference policy, for losses that read it
 
     def __len__(self) -> int:
         return len(self.traj)
@@ -117,6 +118,14 @@ class Experience(_Indexed):
 
         columns = replace(self, traj=None)._map(pick)  # type: ignore[arg-type]
         return replace(columns, traj=self.traj.choices()._map(pick))
+
+    def with_signal(self, block: int = 1) -> Experience:
+        """Without the rows, or blocks of rows, that have no weight or no advantage at any step: their gradient is 0."""
+        assert self.advantages is not None
+        rows = (self.weight * self.advantages != 0).any(1)
+        if block > 1:
+            rows = rows.view(-1, block).any(1).repeat_interleave(block)
+        return self if bool(rows.all()) else self[rows.nonzero().squeeze(1)]
 
     def by_length(self) -> Experience:
         """Rows ordered by length, so that microbatches of neighbours hold little padding."""
@@ -137,6 +146,7 @@ def join(parts: Sequence[_T]) -> _T:
 
 def side_by_side(parts: Sequence[Experience | None]) -> Experience:
     """Equal shares of rows for each network: shorter parts, and missing ones, are filled up with rows of no weight."""
+    parts = [part if part is not None and len(part) else None for part in parts]
     some = next(part for part in parts if part is not None)
     if len(parts) == 1:
         return some

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
-from sppo.agents.losses import Aggregation
+from sppo.agents.losses import Aggregation, KLEstimator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,12 @@ class AgentConfig:
         target_kl: an update ends before the first minibatch whose KL estimate exceeds 1.5 times this.
         normalize_advantage: whiten the advantages of each batch.
         aggregation: how per-step losses are averaged.
+        mask_threshold: rho in (0, 1): only steps whose action had a probability below rho carry loss, or, where actions
+            are continuous, the share rho of the batch's steps with the lowest densities. None: all steps.
+        kl_coef: weight of the divergence from the reference, which is the policy as it was when learning began.
+        kl_estimator: "k1", "k2" or "k3", see `losses.kl_estimate`.
+        kl_in: "loss" adds it to each step's loss; "reward" takes it off each step's reward, before credit is given.
+        critic_warmup: first updates, in which the critic learns and the policy stays as it is.
         adam_eps: Adam's epsilon.
         seed: of start states, actions, minibatches and initial weights.
     """
@@ -49,6 +55,11 @@ class AgentConfig:
     target_kl: float | None = None
     normalize_advantage: bool = False
     aggregation: Aggregation = "token_mean"
+    mask_threshold: float | None = None
+    kl_coef: float = 0.0
+    kl_estimator: KLEstimator = "k3"
+    kl_in: Literal["loss", "reward"] = "loss"
+    critic_warmup: int = 0
     adam_eps: float = 1e-5
     seed: int = 0
 
@@ -62,6 +73,14 @@ class AgentConfig:
         for name in ("n_steps", "batch_size", "microbatch_size", "target_kl", "clip_range_high"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive or None, got {getattr(self, name)}")
+        if self.mask_threshold is not None and not 0 < self.mask_threshold < 1:
+            raise ValueError(f"mask_threshold must be in (0, 1) or None, got {self.mask_threshold}")
+        for name in ("kl_coef", "critic_warmup"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name, known in (("kl_estimator", get_args(KLEstimator)), ("kl_in", ("loss", "reward"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 def make_config(kind: type[AgentConfig], settings: Mapping[str, Any]) -> AgentConfig:

@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant_horizon"]
 ValueLossName = Literal["squared_error", "bce"]
+KLEstimator = Literal["k1", "k2", "k3"]
 _ROUNDING = 1e-4
 
 
@@ -89,6 +90,58 @@ def approximate_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """
     log_ratio = logprobs - old_logprobs
     return torch.expm1(log_ratio) - log_ratio
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator) -> Tensor:
+    """Estimates of KL(policy || reference) from each action taken, with d = logprobs - ref_logprobs.
+
+    k1 = d;  k2 = d^2 / 2;  k3 = exp(-d) - 1 + d
+
+    k1 is unbiased and may be negative; k2 is biased and never negative; k3 is unbiased and never negative. As a loss
+    to differentiate, k2 has the gradient of the divergence, k3 that of the reverse divergence, and k1 none on average:
+    k1 belongs in the reward.
+
+    Source: Schulman 2020, "Approximating KL divergence".
+
+    Args:
+        logprobs: (B, T) of the policy that sampled the actions.
+        ref_logprobs: (B, T) of the reference.
+        estimator: one of the three.
+
+    Returns:
+        (B, T), in nats.
+    """
+    if estimator == "k1":
+        return logprobs - ref_logprobs
+    if estimator == "k2":
+        return 0.5 * (logprobs - ref_logprobs).square()
+    return approximate_kl(ref_logprobs, logprobs)
+
+
+def probability_mask(logprobs: Tensor, valid: Tensor, threshold: float, *, density: bool = False) -> Tensor:
+    """The steps at which the policy was in doubt: mu(a_t | s_t) < threshold.
+
+    A density has no natural scale, so for continuous actions the mask holds the share `threshold` of the batch's steps
+    that were least likely: those up to the quantile of that rank.
+
+    Source: Segment Policy Optimization, arXiv 2505.23564 (threshold 0.9).
+    Departs from it: the quantile, for continuous actions.
+
+    Args:
+        logprobs: (B, T) under the policy that sampled.
+        valid: (B, T) bool, True where the policy chose an action.
+        threshold: in (0, 1).
+        density: True where logprobs are densities of continuous actions.
+
+    Returns:
+        (B, T) bool, True where the step carries loss; False where not valid.
+    """
+    if not density:
+        return valid & (logprobs < math.log(threshold))
+    n = int(valid.sum())
+    if n == 0:
+        return valid
+    return valid & (logprobs <= logprobs[valid].kthvalue(max(1, round(threshold * n))).values)
 
 
 def aggregation_weights(

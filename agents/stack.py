@@ -62,10 +62,11 @@ def can_stack(agents: Sequence[Agent]) -> bool:
     first = agents[0]
     return all(
         type(agent) is type(first)
-        and type(agent).collect is Agent.collect
+        and agent.collects_plainly
         and agent.stream is None
         and agent.config.microbatch_size is None
         and replace(agent.config, seed=0) == replace(first.config, seed=0)
+        and min(agent.n_updates, agent.config.critic_warmup) == min(first.n_updates, first.config.critic_warmup)
         and agent.network == first.network
         and agent.sampler.env is first.sampler.env
         and agent.sampler.max_episode_steps == first.sampler.max_episode_steps
@@ -126,11 +127,13 @@ class Stack:
         )
 
     def _collect(self) -> list[Experience]:
+        for agent in self.agents:
+            agent.freeze_reference()
         traj, samplers = self.rollout(), [agent.sampler for agent in self.agents]
         share = len(traj) // len(samplers)
         experiences = []
         for i, (agent, sampler) in enumerate(zip(self.agents, samplers, strict=True)):
             own = traj[slice(i * share, (i + 1) * share)]
             sampler.count(own, fresh=True)
-            experiences.append(agent.credit(own))
+            experiences.append(agent.credit(agent.penalised(own)))
         return experiences

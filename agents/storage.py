@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from sppo.agents.reference import frozen
+
 if TYPE_CHECKING:
     from sppo.agents.agent import Agent
 
@@ -105,6 +107,8 @@ def agent_state(agent: Agent) -> tuple[dict[str, Any], dict[str, Tensor]]:
             _pack(tensors, name, learner.module.state_dict())
             for i, slot in learner.optimizer.state_dict()["state"].items():
                 _pack(tensors, f"{name}_optimizer.{i}", slot)
+    if agent.reference is not None:
+        _pack(tensors, "reference", agent.reference.state_dict())
     if agent.critic is not None and agent.critic_learner is None:
         values["critic"] = agent.critic.state_dict()
     if agent.stream is not None:
@@ -121,6 +125,10 @@ def restore_agent(agent: Agent, values: dict[str, Any], tensors: dict[str, Tenso
             n = len(state["param_groups"][0]["params"])
             slots = {i: _unpack(tensors, f"{name}_optimizer.{i}") for i in range(n)}
             learner.optimizer.load_state_dict({**state, "state": {i: slot for i, slot in slots.items() if slot}})
+    reference = _unpack(tensors, "reference")
+    if reference:
+        agent.reference = frozen(agent.policy)
+        fill(agent.reference, reference, "the saved reference")
     if "critic" in values:
         agent.critic.load_state_dict(values["critic"])
     if agent.stream is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sppo.agents.batch import Experience, side_by_side
-from sppo.agents.losses import approximate_kl, clipped_surrogate
+from sppo.agents.losses import KLEstimator, approximate_kl, clipped_surrogate, kl_estimate
 from sppo.agents.protocols import Critic, Learner, Policy
 
 Stats = dict[str, Tensor]
@@ -36,36 +36,51 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """The clipped surrogate, less `ent_coef` times the entropy."""
+    """An objective, the clipped surrogate unless a subclass has another, with what may be added to every objective.
+
+    L_t = objective_t - ent_coef * entropy_t + kl_coef * KL_t,  KL_t estimated against the reference.
+    """
 
     policy: Policy
-    clip_low: float
-    clip_high: float
+    clip_low: float = 0.2
+    clip_high: float = 0.2
     ent_coef: float = 0.0
+    kl_coef: float = 0.0
+    kl_estimator: KLEstimator = "k3"
     block: int = 1
 
     @property
     def memoryless(self) -> bool:
         return self.policy.memoryless
 
-    def __call__(self, batch: Experience) -> tuple[Tensor, Stats]:
+    def objective(self, batch: Experience, logprobs: Tensor) -> tuple[Tensor, Stats]:
+        """What the algorithm minimises, each step (B, T), and statistics; where A is 0, so must its gradient be."""
         assert batch.advantages is not None
-        old_logprobs, advantages = batch.traj.logprobs, batch.advantages
-        logprobs, entropy = self.policy.evaluate(batch.traj, entropy=self.ent_coef != 0)
-        surrogate = clipped_surrogate(
-            logprobs, old_logprobs, advantages, clip_low=self.clip_low, clip_high=self.clip_high
-        )
+        old_logprobs, low, high = batch.traj.logprobs, self.clip_low, self.clip_high
+        surrogate = clipped_surrogate(logprobs, old_logprobs, batch.advantages, clip_low=low, clip_high=high)
         with torch.no_grad():
             ratio = torch.exp(logprobs - old_logprobs)
-            stats = {
-                "train/policy_gradient_loss": surrogate.detach(),
-                "train/approx_kl": approximate_kl(logprobs, old_logprobs),
-                "train/clip_fraction": ((ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)).float(),
-            }
-        if entropy is None:
+            clipped = ((ratio < 1 - low) | (ratio > 1 + high)).float()
+        return surrogate, {"train/clip_fraction": clipped}
+
+    def __call__(self, batch: Experience) -> tuple[Tensor, Stats]:
+        logprobs, entropy = self.policy.evaluate(batch.traj, entropy=self.ent_coef != 0)
+        loss, stats = self.objective(batch, logprobs)
+        seen = logprobs.detach()
+        stats |= {
+            "train/policy_gradient_loss": loss.detach(),
+            "train/approx_kl": approximate_kl(seen, batch.traj.logprobs),
             # An estimate of the negative entropy from the actions taken, exact on average before the first step.
-            return surrogate, stats | {"train/entropy_loss": logprobs.detach()}
-        return surrogate - self.ent_coef * entropy, stats | {"train/entropy_loss": -entropy.detach()}
+            "train/entropy_loss": seen if entropy is None else -entropy.detach(),
+        }
+        if entropy is not None:
+            loss = loss - self.ent_coef * entropy
+        if batch.ref_logprobs is not None:
+            kl = kl_estimate(logprobs, batch.ref_logprobs, self.kl_estimator)
+            stats["train/reference_kl"] = kl.detach()
+            if self.kl_coef:
+                loss = loss + self.kl_coef * kl
+        return loss, stats
 
 
 @dataclass(frozen=True)
@@ -158,10 +173,13 @@ def minimise_all(
     batch_size: int | None = None,
     microbatch_size: int | None = None,
     stop: Stop | None = None,
+    skip_silent: bool = False,
 ) -> list[dict[str, float]]:
     """`minimise` for S networks side by side, each on its own data, in its own order, with its own statistics.
 
-    Rows of one network never weigh in another's loss, so each learns what it would learn alone.
+    Rows of one network never weigh in another's loss, so each learns what it would learn alone. With `skip_silent`,
+    rows whose advantages are all 0 are not sent through the network; they stay in the divisor, so that the gradient is
+    the same, and out of the statistics.
     """
     n = len(data)
     orders = [
@@ -169,26 +187,37 @@ def minimise_all(
         for d, generator in zip(data, generators, strict=True)
     ]
     averages = [Averages() for _ in data]
+    skip_silent = skip_silent and any(_some_silent(d) for d in data)
+
+    def total_share(parts: Sequence[Experience | None]) -> Tensor:
+        zero = torch.zeros((), device=data[0].share.device)
+        return learner.total(torch.stack([zero if part is None else part.share.sum() for part in parts]))
+
     while True:
         # A network that has stopped draws no further minibatches, as when it learns alone.
         parts = [None if a.early_stop else next(order, None) for a, order in zip(averages, orders, strict=True)]
         if all(part is None for part in parts):
             return [average.result() for average in averages]
-        batch = side_by_side(parts)
-        divisor = learner.total(batch.share.reshape(n, -1).sum(1))  # (S,)
+        divisor = evaluated = total_share(parts)  # (S,)
+        rows = parts
+        if skip_silent:
+            rows = [None if part is None else part.with_signal(loss.block) for part in parts]
+            evaluated = total_share(rows)
         learner.zero_grad()
         totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-        for micro in _microbatches(batch, microbatch_size if n == 1 else None, loss.block):
+        for micro in _microbatches(rows, microbatch_size if n == 1 else None, loss.block):
             per_step, stats = loss(micro)
-            weight = micro.weight.reshape(n, -1) / divisor.clamp(min=1e-12)[:, None]
-            learner.backward((per_step.reshape(n, -1) * weight).sum())
+            of_loss, of_stats = (
+                micro.weight.reshape(n, -1) / total.clamp(min=1e-12)[:, None] for total in (divisor, evaluated)
+            )
+            learner.backward((per_step.reshape(n, -1) * of_loss).sum())
             for name, value in stats.items():
-                totals[name] = totals[name] + (value.reshape(n, -1) * weight).sum(1)
+                totals[name] = totals[name] + (value.reshape(n, -1) * of_stats).sum(1)
         columns = {name: learner.total(value).tolist() for name, value in totals.items()}
-        means = [{name: column[i] for name, column in columns.items()} for i in range(n)]
-        weighs = (divisor > 0).tolist()
+        weighs, seen = (divisor > 0).tolist(), (evaluated > 0).tolist()
+        means = [{name: column[i] for name, column in columns.items()} if seen[i] else {} for i in range(n)]
         for i, average in enumerate(averages):
-            average.early_stop |= parts[i] is not None and weighs[i] and stop is not None and stop(means[i])
+            average.early_stop |= parts[i] is not None and seen[i] and stop is not None and stop(means[i])
         learns = [
             part is not None and w and not a.early_stop for part, w, a in zip(parts, weighs, averages, strict=True)
         ]
@@ -222,24 +251,34 @@ def minibatches(
 
 
 class Averages:
-    """Means of statistics over minibatches."""
+    """Means of statistics over minibatches; one in which no row was evaluated has none but its gradient, which is 0."""
 
     def __init__(self) -> None:
         self.sums: defaultdict[str, float] = defaultdict(float)
+        self.counts: defaultdict[str, int] = defaultdict(int)
         self.count, self.early_stop = 0, False
 
     def add(self, means: Mapping[str, float], grad_norm: float) -> None:
         self.count += 1
-        for name, mean in means.items():
+        for name, mean in {**means, "train/grad_norm": grad_norm}.items():
             self.sums[name] += mean
-        self.sums["train/grad_norm"] += grad_norm
+            self.counts[name] += 1
 
     def result(self) -> dict[str, float]:
-        means = {name: total / max(self.count, 1) for name, total in self.sums.items()}
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
         return means | {"train/n_updates": float(self.count), "train/early_stop": float(self.early_stop)}
 
 
-def _microbatches(minibatch: Experience, size: int | None, block: int) -> list[Experience]:
+def _some_silent(data: Experience) -> bool:
+    assert data.advantages is not None
+    return int((data.weight * data.advantages).count_nonzero()) < int(data.traj.valid.count_nonzero())
+
+
+def _microbatches(parts: Sequence[Experience | None], size: int | None, block: int) -> list[Experience]:
+    """The networks' rows side by side, a few at a time; none where there are none."""
+    if not any(part is not None and len(part) for part in parts):
+        return []
+    minibatch = side_by_side(parts)
     if size is None or size >= len(minibatch):
         return [minibatch]
     if block == 1:
