@@ -54,7 +54,7 @@ def run_episodes(
     act = _Act(actor, generators, n, greedy)
     while len(rows):
         if keep_states:
-            snapshots.append(env.snapshot())
+            snapshots.append(_snapshot(env))
             positions.append(np.full(n, -1))
             positions[-1][rows] = np.arange(len(rows))
         store.observe(t, rows, obs)
@@ -90,6 +90,15 @@ def run_episodes(
         success=torch.from_numpy(env.success.copy()),
         states=States(snapshots, np.stack(positions)) if keep_states and n else None,
     )
+
+
+def _snapshot(env: Episodes) -> Snapshot:
+    try:
+        return env.snapshot()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{type(env).__name__} has no snapshots, which continuations, trees and n_steps go on from"
+        ) from error
 
 
 def within(space: Any, actions: Array) -> Array:
@@ -157,8 +166,11 @@ class States:
         if (found < 0).any():
             i = int(np.argmax(found < 0))
             raise ValueError(f"row {rows[i]} has no running state at step {steps[i]}")
-        parts = [{k: v[p] for k, v in self.snapshots[t].items()} for t, p in zip(steps, found, strict=True)]
-        return {k: np.stack([part[k] for part in parts]) for k in parts[0]} if parts else {}
+        used, which = np.unique(steps, return_inverse=True)
+        kept = [self.snapshots[t] for t in used]
+        sizes = np.array([len(next(iter(snapshot.values()))) for snapshot in kept], np.int64)
+        index = (np.cumsum(sizes) - sizes)[which] + found
+        return {k: np.concatenate([snapshot[k] for snapshot in kept])[index] for k in kept[0]} if kept else {}
 
 
 class _Store:

@@ -1,13 +1,15 @@
-"""Sampling plans: how an algorithm spends its rollouts. One file, no domain."""
+"""Streams of fixed length, and batches joined into one. No domain."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sppo.agents.batch import Trajectories
 from sppo.agents.protocols import Snapshot
@@ -53,21 +55,25 @@ class Stream:
         return pad_and_join(parts)
 
 
-def pad_and_join(parts: list[Trajectories]) -> Trajectories:
-    """One batch of all rows, padded to the longest."""
-    width = max(part.valid.shape[1] for part in parts)
+def pad_and_join(parts: Sequence[Trajectories]) -> Trajectories:
+    """One batch of all rows, padded to the longest; every row is a group of its own, and states are left behind."""
+    rest = {name: join_padded([getattr(part, name) for part in parts]) for name in JOINED}
+    return Trajectories(**rest, group=torch.arange(sum(len(part) for part in parts)))
 
-    def pad(x: torch.Tensor, extra: int = 0) -> torch.Tensor:
-        out = x.new_zeros(x.shape[0], width + extra, *x.shape[2:])
-        out[:, : x.shape[1]] = x
-        return out
 
-    def join(name: str, f: Any = lambda x: x) -> torch.Tensor:
-        return torch.cat([f(getattr(part, name)) for part in parts])
+JOINED = [field.name for field in fields(Trajectories) if field.name not in ("group", "states")]
 
-    return Trajectories(
-        inputs=join("inputs", lambda x: pad(x, 1)),
-        **{name: join(name, pad) for name in ("actions", "logprobs", "rewards", "valid")},
-        **{name: join(name) for name in ("terminated", "truncated", "start_key", "success")},
-        group=torch.arange(sum(len(part) for part in parts)),
-    )
+
+def join_padded(values: Sequence[Any]) -> Any:
+    """Tensors (B, ...) below one another, their second axis filled up with zeros; of dataclasses, field by field."""
+    first = values[0]
+    if not isinstance(first, Tensor):
+        return type(first)(**{f.name: join_padded([getattr(v, f.name) for v in values]) for f in fields(first)})
+    if first.ndim == 1:
+        return torch.cat(list(values))
+    out = first.new_zeros(sum(map(len, values)), max(v.shape[1] for v in values), *first.shape[2:])
+    row = 0
+    for v in values:
+        out[row : row + len(v), : v.shape[1]] = v
+        row += len(v)
+    return out

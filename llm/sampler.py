@@ -38,15 +38,23 @@ class Response:
 class TextStates:
     """The prefixes that a rollout passed through, by row and step."""
 
-    def __init__(self, prompts: Array, before: list[Tensor], actions: Tensor) -> None:
+    def __init__(self, prompts: Array, before: list[Tensor], actions: Tensor, last: Array) -> None:
         self.prompts, self.before, self.actions = prompts, before, actions
+        self.last = last  # (B,) the last step before which the row was still running
 
     def __getitem__(self, rows: Rows) -> TextStates:
         index = np.arange(len(self.prompts))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
-        return TextStates(self.prompts[index], [self.before[i] for i in index], self.actions[rows])
+        return TextStates(self.prompts[index], [self.before[i] for i in index], self.actions[rows], self.last[index])
+
+    def running(self, rows: Array, steps: Array) -> NDArray[np.bool_]:
+        """(n,) True where the row was still running before the step."""
+        return steps <= self.last[rows]
 
     def at(self, rows: Array, steps: Array) -> Snapshot:
         """States (n,) of these rows before these steps: starts to resume from."""
+        if not (running := self.running(rows, steps)).all():
+            i = int(np.argmin(running))
+            raise ValueError(f"row {rows[i]} has no running state at step {steps[i]}")
         written = np.empty(len(rows), object)
         for i, (row, step) in enumerate(zip(rows, steps, strict=True)):
             written[i] = torch.cat([self.before[row], self.actions[row, :step]])
@@ -164,8 +172,21 @@ class TextSampler:
             group=torch.from_numpy(np.unique(prompts, return_inverse=True)[1]) if fresh else torch.arange(len(prompts)),
             start_key=torch.tensor([self.prompts[i].key for i in prompts], dtype=torch.int64),
             success=outcomes >= 1,
-            states=TextStates(prompts, written, actions) if keep_states else None,
+            states=TextStates(prompts, written, actions, (lengths - over.long()).numpy()) if keep_states else None,
         )
+
+    def step_ends(self, traj: Trajectories) -> Tensor:
+        """(B, T) bool, True at tokens after which the response ends with the task's `step_separator`, a line break
+        unless it has another."""
+        separator = getattr(self.task, "step_separator", "\n")
+        reach = len(separator.encode())  # tokens that may spell it, each at least a byte
+        rows, steps = traj.valid.nonzero(as_tuple=True)
+        places = zip(rows.tolist(), steps.tolist(), strict=True)
+        spans = [traj.actions[i, max(0, t + 1 - reach) : t + 1].tolist() for i, t in places]
+        tails = self.policy.tokenizer.batch_decode(spans, skip_special_tokens=True)
+        ends = torch.zeros_like(traj.valid)
+        ends[rows, steps] = torch.tensor([tail.endswith(separator) for tail in tails], dtype=torch.bool)
+        return ends
 
     def text(self, tokens: Tensor) -> str:
         """The response that these tokens spell, without what ends it."""
