@@ -261,7 +261,7 @@ class Agent:
 
     def policy_experience(self, experience: Experience) -> Experience:
         """What the policy's loss reads: the rows that count."""
-        counts = experience.share.count_nonzero(1) > 0
+        counts = experience.share.any(1)
         if not bool(counts.all()):
             experience = experience[counts.nonzero().squeeze(1)]
         traj = experience.traj.choices()

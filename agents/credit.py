@@ -96,16 +96,36 @@ def whiten(advantages: Tensor, valid: Tensor) -> Tensor:
     return (advantages - chosen.mean()) / (chosen.std() + 1e-8) * valid
 
 
-def group_statistics(outcomes: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, standard deviation (divisor G) and size of each row's group, all (B,).
+def group_statistics(outcomes: Tensor, group: Tensor, correction: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and size of each row's group, all (B,).
 
     Args:
         outcomes: (B,) R.
         group: (B,) int64 ids, from 0; rows from the same start share one.
+        correction: the standard deviation has divisor G - correction.
     """
     n = int(group.max()) + 1 if len(group) else 0
     size = torch.zeros(n, dtype=outcomes.dtype).index_add(0, group, torch.ones_like(outcomes))
     mean = torch.zeros(n, dtype=outcomes.dtype).index_add(0, group, outcomes) / size
     spread = (outcomes - mean[group]).square()
-    std = (torch.zeros(n, dtype=outcomes.dtype).index_add(0, group, spread) / size).sqrt()
+    divisor = (size - correction).clamp(min=1)
+    std = (torch.zeros(n, dtype=outcomes.dtype).index_add(0, group, spread) / divisor).sqrt()
     return mean[group], std[group], size[group]
+
+
+def overlong_penalty(lengths: Tensor, horizon: float, buffer: float) -> Tensor:
+    """0 for episodes up to horizon - buffer steps, then falling linearly to -1 at the horizon.
+
+    penalty = clip((horizon - buffer - T) / buffer, -1, 0)
+
+    Source: DAPO, arXiv 2503.14476, eq. 13.
+
+    Args:
+        lengths: (B,) T.
+        horizon: L, the most steps that the task allows.
+        buffer: C, in steps.
+
+    Returns:
+        (B,), to be added to the outcomes.
+    """
+    return ((horizon - buffer - lengths) / buffer).clamp(-1, 0)

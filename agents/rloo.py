@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sppo.agents.batch import Experience, Trajectories
 from sppo.agents.credit import group_statistics, outcome_advantage
-from sppo.agents.grpo import GroupAgent, GroupConfig
+from sppo.agents.groups import GroupAgent, GroupConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class RLOO(GroupAgent):
     Config = RLOOConfig
 
     def credit(self, traj: Trajectories) -> Experience:
-        mean, _, size = group_statistics(traj.outcomes, traj.group)
-        centred = outcome_advantage(traj.outcomes, mean, traj.valid)
+        outcomes = self.outcomes(traj)
+        mean, _, size = group_statistics(outcomes, traj.group)
+        centred = outcome_advantage(outcomes, mean, traj.valid)
         return self.experience(traj, centred * (size / (size - 1))[:, None])

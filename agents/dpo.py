@@ -1,0 +1,97 @@
+"""Preferences between episodes from the same start: a success is preferred to a failure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.groups import GroupAgent, GroupConfig
+from sppo.agents.losses import Aggregation
+from sppo.agents.update import PolicyLoss, Stats
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(GroupConfig):
+    """Settings of DPO.
+
+    Args:
+        beta: how much a log-ratio to the reference counts; the larger, the closer to it the policy stays.
+    """
+
+    beta: float = 0.1
+    aggregation: Aggregation = "sequence_mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta > 0:
+            raise ValueError(f"beta must be positive, got {self.beta}")
+
+
+def pairs(success: Tensor, group: Tensor) -> Tensor:
+    """Rows (2P,): a success, a failure, a success, ..., neighbours from one group; the k-th of each make a pair.
+
+    Args:
+        success: (B,) bool.
+        group: (B,) int64 ids.
+    """
+    rows = []
+    for one in group.unique():
+        good, bad = (((group == one) & kind).nonzero().squeeze(1) for kind in (success, ~success))
+        n = min(len(good), len(bad))
+        rows.append(torch.stack([good[:n], bad[:n]], 1).flatten())
+    return torch.cat(rows) if rows else group[:0]
+
+
+@dataclass(frozen=True)
+class PreferenceLoss(PolicyLoss):
+    """-log sigmoid(beta (h_success - h_failure)) at each step of both, h the sum of log(pi / reference) over a row."""
+
+    block: int = 2
+    beta: float = 0.1
+
+    @property
+    def memoryless(self) -> bool:
+        return False
+
+    def objective(self, batch: Experience, logprobs: Tensor) -> tuple[Tensor, Stats]:
+        assert batch.ref_logprobs is not None
+        h = torch.where(batch.weight != 0, logprobs - batch.ref_logprobs, 0.0).sum(1)
+        margin = self.beta * (h[0::2] - h[1::2])  # (P,)
+        loss, right = (
+            x.repeat_interleave(2)[:, None].expand(logprobs.shape) for x in (-logsigmoid(margin), margin > 0)
+        )
+        return loss, {"train/preference_accuracy": right.float()}
+
+
+class DPO(GroupAgent):
+    """The Bradley-Terry likelihood of (success, failure) pairs from the same start, against the frozen reference.
+
+    L = -mean over pairs of log sigmoid(beta (h_success - h_failure)),  h = sum_t log(pi(a_t|s_t) / reference(a_t|s_t))
+
+    Source: Rafailov et al. 2023, arXiv 2305.18290, eq. 7.
+    Departs from it: pairs are sampled anew from the policy for each update (online DPO), the verifier tells which is
+    preferred, and the reference is the policy as it was when learning began.
+    """
+
+    Config = DPOConfig
+    Loss = PreferenceLoss
+    needs_reference = True
+
+    def loss_settings(self) -> dict[str, Any]:
+        return super().loss_settings() | {"beta": self.config.beta}
+
+    def credit(self, traj: Trajectories) -> Experience:
+        rows = pairs(traj.success, traj.group)
+        keep = torch.zeros_like(traj.success).index_fill(0, rows, True)
+        sign = torch.where(traj.success, 1.0, -1.0)[:, None] * (keep[:, None] & traj.valid)
+        return replace(self.experience(traj, sign, keep=keep), advantages=sign)  # never whitened
+
+    def policy_experience(self, experience: Experience) -> Experience:
+        counting = experience[experience.share.any(1).nonzero().squeeze(1)]
+        assert isinstance(counting.traj, Trajectories)
+        return super().policy_experience(counting[pairs(counting.traj.success, counting.traj.group)])
