@@ -188,15 +188,21 @@ class Verifier:
             self.counts.update(score.reason for score in scores)
         return scores
 
+    def answer(self, response: str, *, hashes: bool = False) -> str | None:
+        """What a response answers, as `verifier_text.normal_form` writes it; None where nothing that short is boxed."""
+        said = _said(response, hashes)
+        if said is None or len(said) > self.max_answer_length:
+            return None
+        return text.normal_form(text.clean(said)) or None
+
     def close(self) -> None:
         """Kill the workers; done at exit too."""
         self.pool.close()
 
     def _first_look(self, response: str, gold: str, hashes: bool) -> str | list[Pair]:
-        found = [place for place in (text.last_box(response), text.last_hashes(response) if hashes else None) if place]
-        if not found:
+        answer = _said(response, hashes)
+        if answer is None:
             return "no_answer"
-        answer = max(found, key=lambda place: place[1])[0]
         if len(answer) > max(self.max_answer_length, 2 * len(gold)):
             return "too_long"
         cleaned = text.clean(answer)
@@ -218,6 +224,12 @@ class Verifier:
             while len(self._known) > 65536:
                 self._known.popitem(last=False)
         return results
+
+
+def _said(response: str, hashes: bool) -> str | None:
+    """The inside of the last box, or what follows the last `####` where that counts and comes later."""
+    found = [place for place in (text.last_box(response), text.last_hashes(response) if hashes else None) if place]
+    return max(found, key=lambda place: place[1])[0] if found else None
 
 
 @cache

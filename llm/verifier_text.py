@@ -200,6 +200,19 @@ def word(text: str) -> str | None:
     return inner.casefold() if re.fullmatch(pattern, inner, re.IGNORECASE) else None
 
 
+def normal_form(cleaned: str) -> str:
+    """One text for most of the ways to write a cleaned answer: numbers exact and without unit, words casefolded, no
+    `x =`. 0.5, \\frac12 and x = 1/2 are all 1/2; 50% stays apart, as expressions do that only mathematics could tell
+    to be equal."""
+    sides = members(cleaned)
+    if len(sides) == 2 and is_name(sides[0]):
+        cleaned = sides[1]
+    read = quantity(cleaned)
+    if read.number is not None:
+        return f"{read.number}%" if read.percent else str(read.number)
+    return word(cleaned) or cleaned
+
+
 def nesting(text: str) -> int:
     """How deep brackets of any kind are nested."""
     depth = deepest = 0

@@ -54,9 +54,16 @@ class AdditionTask(TaskBase):
 
     def score(self, prompt: Prompt, response: str) -> Score:
         """Reward 1 where the response's last number is the sum."""
+        said = self.answer(prompt, response)
+        if said is None:
+            return Score(0.0, "no_answer")
+        right = said == prompt.answer
+        return Score(float(right), "ok" if right else "wrong")
+
+    def answer(self, prompt: Prompt, response: str) -> str | None:
+        """The response's last number, exactly."""
         numbers = _NUMBER.findall(response)
         if not numbers:
-            return Score(0.0, "no_answer")
+            return None
         said = numbers[-1].replace(",", "")
-        right = len(said) < 40 and Fraction(said) == int(prompt.answer)
-        return Score(float(right), "ok" if right else "wrong")
+        return str(Fraction(said)) if len(said) < 40 else said

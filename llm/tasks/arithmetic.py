@@ -87,11 +87,16 @@ class ArithmeticTask(TaskBase):
         """Reward 1 where the integer after the last `=` (or the whole response) is the answer."""
         if not response.strip():
             return Score(0.0, "no_answer")
-        said = response.rsplit("=", 1)[-1].strip()
-        if not _INTEGER.fullmatch(said):
+        said = self.answer(prompt, response)
+        if said is None:
             return Score(0.0, "unparsable")
-        right = int(said) == int(prompt.answer)
+        right = said == prompt.answer
         return Score(float(right), "ok" if right else "wrong")
+
+    def answer(self, prompt: Prompt, response: str) -> str | None:
+        """The integer after the last `=`, without leading zeros."""
+        said = response.rsplit("=", 1)[-1].strip()
+        return str(int(said)) if _INTEGER.fullmatch(said) else None
 
     def demonstration(self, prompt: Prompt, generator: np.random.Generator, p_wrong: float = 0.0) -> str:
         """Worked steps, without the stop token.

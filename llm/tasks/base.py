@@ -52,6 +52,10 @@ class Task(Protocol):
     def score_all(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
         """Outcomes of many responses, in order; in parallel where that helps."""
 
+    def answer(self, prompt: Prompt, response: str) -> str | None:
+        """What a response answers, written so that equal answers are equal text as far as can be told cheaply and
+        without the gold answer: for majority votes. None where it answers nothing."""
+
 
 class TaskBase:
     """Scores a batch one by one; tasks that can do better override `score_all`, the others `score`."""
@@ -65,6 +69,10 @@ class TaskBase:
     def score_all(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
         """Outcomes of many responses, in order."""
         return [self.score(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+
+    def answer(self, prompt: Prompt, response: str) -> str | None:
+        """The whole response, unless the task knows better."""
+        return response.strip() or None
 
 
 def stable_key(*parts: str) -> int:

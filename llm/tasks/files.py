@@ -118,11 +118,11 @@ class FileTask(TaskBase):
     def score_all(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
         """Outcomes of many responses, in order: 1 where the boxed answer equals a gold answer."""
         scores: list[Score | None] = [None] * len(prompts)
-        for hashes in (False, True):  # GSM8K's own `#### n` counts there, and nowhere else
+        for hashes in (False, True):
             asked = [
                 (i, gold)
                 for i, prompt in enumerate(prompts)
-                if ("gsm8k" in prompt.data_source.lower()) == hashes
+                if _takes_hashes(prompt) == hashes
                 for gold in (prompt.answer, *prompt.alternatives)
             ]
             found = self.verifier.verify_all([responses[i] for i, _ in asked], [g for _, g in asked], hashes=hashes)
@@ -130,6 +130,10 @@ class FileTask(TaskBase):
                 best = scores[i]
                 scores[i] = score if best is None or score.reward > best.reward else best
         return [score for score in scores if score is not None]
+
+    def answer(self, prompt: Prompt, response: str) -> str | None:
+        """The boxed answer."""
+        return self.verifier.answer(response, hashes=_takes_hashes(prompt))
 
     def _load(self, path: Path) -> list[Prompt]:
         if path not in self._loaded:
@@ -171,6 +175,11 @@ class FileTask(TaskBase):
                 raise ValueError(says + ("" if self.skip_missing else "; skip_missing=True leaves them out"))
             _log.warning("%s; left out", says)
         return list({prompt.key: prompt for prompt in found}.values()) if self.unique else found
+
+
+def _takes_hashes(prompt: Prompt) -> bool:
+    """GSM8K's own `#### n` counts there, and nowhere else."""
+    return "gsm8k" in prompt.data_source.lower()
 
 
 def with_suffix(prompt: str | Messages, suffix: str) -> str | Messages:

@@ -87,6 +87,10 @@ class FunctionTask(TaskBase):
         rewards = self._trl(prompts, responses) if self.style == "trl" else self._verl(prompts, responses)
         return [_score(reward) for reward in rewards]
 
+    def answer(self, prompt: Prompt, response: str) -> str | None:
+        """As the base task reads it."""
+        return self.base.answer(prompt, response)
+
     def _trl(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Any]:
         rows = [{**prompt.extra, "answer": prompt.answer} for prompt in prompts]
         columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(k for row in rows for k in row)}

@@ -131,6 +131,13 @@ class ReasoningTask(TaskBase):
             scores[i] = Score(float(value >= 1) if self.binary else min(max(value, 0.0), 1.0), reason)
         return [score for score in scores if score is not None]
 
+    def answer(self, prompt: Prompt, response: str) -> str | None:
+        """What stands in the last pair of <answer></answer> tags."""
+        from reasoning_gym.utils import extract_answer
+
+        said = extract_answer(response) if len(response) <= MAX_RESPONSE else None
+        return said.strip() or None if said is not None and len(said) <= MAX_ANSWER else None
+
 
 MAX_RESPONSE = 1_000_000  # characters: the library's pattern is tried at every one of them
 MAX_ANSWER = 20_000
