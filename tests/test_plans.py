@@ -1,0 +1,329 @@
+"""Sampling plans: repeated starts, greedy episodes, where segments begin, and a golden tree from a scripted sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from sppo.agents import GRPO, RLOO, ControlSampler, DrGRPO, ReMax, SPOChain, SPOTree, Trajectories, VinePPO
+from sppo.agents.networks import CategoricalPolicy
+from sppo.agents.plans import before_cut_points, continuation_returns, every, greedy_outcomes, grow_tree, repeat
+from sppo.agents.plans import segment_starts as starts_of
+from sppo.agents.sampling import pad_and_join
+from sppo.agents.segments import tree_values
+from sppo.agents.stack import can_stack
+from sppo.envs import episodes
+
+CHAIN = "sppo/SparseChain-v0"
+PLANNED = [ReMax, VinePPO, SPOChain, SPOTree]
+
+
+def chain(**dials: Any) -> Any:
+    return episodes(CHAIN, **dials)
+
+
+def bits(*rows: str) -> torch.Tensor:
+    return torch.tensor([[c == "1" for c in row] for row in rows])
+
+
+# Groups and greedy rows.
+
+
+def test_repeat_keeps_copies_together() -> None:
+    assert repeat(np.array([5, 3]), 3).tolist() == [5, 5, 5, 3, 3, 3]
+    states = repeat({"t": np.array([1, 2]), "x": np.array([[1.0, 2], [3, 4]])}, 2)
+    assert states["t"].tolist() == [1, 1, 2, 2] and states["x"].tolist() == [[1, 2], [1, 2], [3, 4], [3, 4]]
+
+
+def test_greedy_outcomes_are_those_of_the_mode() -> None:
+    """The policy goes right with probability 0.7, so its mode always does: success from 2 on, goal 10."""
+    sampler = ControlSampler(chain(goal=10))
+    with torch.no_grad():
+        sampler.policy.weights[-1].zero_()
+        sampler.policy.biases[-1][0, :, 0] = torch.tensor([0.3, 0.7]).log()
+    starts = np.arange(50)
+    positions = sampler.rollout(starts, max_steps=0).inputs[:, 0, 0] * 10
+    assert greedy_outcomes(sampler, starts).tolist() == (positions > 1.5).float().tolist()
+
+
+def test_remax_by_hand() -> None:
+    """As above: the greedy twin succeeds from 2 on, so A is R - 1 there, and R = 0 below."""
+    agent = ReMax(chain(goal=10), episodes_per_update=64, net_arch=(8,))
+    with torch.no_grad():
+        agent.policy.weights[-1].zero_()
+        agent.policy.biases[-1][0, :, 0] = torch.tensor([0.1, 0.9]).log()
+    experience = agent.collect(agent.sampler, agent.starts())
+    assert experience.advantages is not None and isinstance(experience.traj, Trajectories)
+    ahead = experience.traj.inputs[:, 0, 0] * 10 > 1.5
+    assert 3 < int(ahead.sum()) < 29
+    expected = torch.where(ahead, experience.traj.outcomes - 1, 0.0)
+    assert torch.equal(experience.advantages, expected[:, None].expand(32, 8)) and (expected < 0).any()
+    # 32 sampled episodes of 8 steps and their 32 greedy twins.
+    assert agent.sampler.counts == {"env_steps": 512, "episodes": 64}
+
+
+# Segments.
+
+VALID = bits("1111111", "1111000", "1110000")
+
+
+def test_segments_of_a_stride() -> None:
+    assert torch.equal(every(3, VALID), bits("1001001", "1001000", "1000000"))
+    assert torch.equal(every(1, VALID), VALID)
+    assert torch.equal(every(99, VALID), bits("1000000", "1000000", "1000000"))
+
+
+def test_segments_of_equal_numbers_of_cut_points() -> None:
+    cut_points = bits("0111011", "1111000", "0000000")
+    # Two in each: before the third and the fifth cut-point of row 0, before the third of row 1.
+    assert torch.equal(before_cut_points(cut_points, 2, VALID), bits("1001001", "1010000", "1000000"))
+    assert torch.equal(before_cut_points(cut_points, 1, VALID), bits("1011011", "1111000", "1000000"))
+
+
+def test_segments_that_a_user_marks() -> None:
+    assert torch.equal(starts_of(bits("0010001", "0000100", "0000000"), VALID), bits("1010001", "1000000", "1000000"))
+    with pytest.raises(ValueError, match=r"marks must be \(B, T\) = \(3, 7\) bool, got \(3, 6\)"):
+        starts_of(bits("111111", "111111", "111111"), VALID)
+    with pytest.raises(ValueError, match="bool, got .* torch.float32"):
+        starts_of(torch.ones(3, 7), VALID)
+
+    class Halves(VinePPO):
+        def segments(self, sampler: Any, traj: Trajectories) -> torch.Tensor:
+            return starts_of(torch.arange(traj.valid.shape[1]).eq(4).expand(traj.valid.shape), traj.valid)
+
+    agent = Halves(chain(), episodes_per_update=8, num_continuations=3)
+    experience = agent.collect(agent.sampler, agent.starts())
+    # 8 episodes of 8 steps; from each 3 continuations of 8 steps and 3 of 4.
+    assert agent.sampler.counts == {"env_steps": 8 * 8 + 8 * 3 * 12, "episodes": 8}
+    assert experience.advantages is not None and experience.values is not None
+    for half in (slice(0, 4), slice(4, 8)):
+        assert (experience.advantages[:, half] == experience.advantages[:, half][:, :1]).all()
+        assert (experience.values[:, half] == experience.values[:, half][:, :1]).all()
+
+
+# Trees.
+
+
+class Scripted:
+    """A sampler whose rollouts are written down: a row is (steps, reward), the reward None where it is to go on."""
+
+    horizon = 9
+
+    def __init__(self, levels: list[list[tuple[int, float | None]]]) -> None:
+        self.levels, self.asked = iter(levels), []  # type: ignore[var-annotated]
+        self.policy = CategoricalPolicy(1, 2)
+        self.counts = {"env_steps": 0, "episodes": 0}
+
+    def starts(self, n: int) -> NDArray[np.int64]:
+        return np.arange(100, 100 + n)
+
+    def rollout(self, starts: Any, *, max_steps: int | None = None, keep_states: bool = False) -> Trajectories:
+        rows, fresh = next(self.levels), not isinstance(starts, dict)
+        self.asked.append((starts.tolist() if fresh else starts["came_from"].tolist(), max_steps))
+        n, t = len(rows), max(length for length, _ in rows)
+        lengths, goes_on = np.array([r[0] for r in rows]), np.array([r[1] is None for r in rows])
+        rewards = torch.zeros(n, t)
+        rewards[torch.arange(n), torch.from_numpy(lengths) - 1] = torch.tensor([r[1] or 0.0 for r in rows])
+        level = len(self.asked) - 1
+
+        class States:
+            @staticmethod
+            def running(i: Any, steps: Any) -> Any:
+                return goes_on[i] & (steps == lengths[i])
+
+            @staticmethod
+            def at(i: Any, steps: Any) -> Any:
+                assert (steps == lengths[i]).all()
+                return {"came_from": np.array([f"{level}.{k}" for k in i])}
+
+        self.counts["env_steps"] += int(lengths.sum())
+        self.counts["episodes"] += n if fresh else 0
+        over = torch.from_numpy(~goes_on)
+        return Trajectories(
+            inputs=torch.zeros(n, t + 1, 1),
+            actions=torch.zeros(n, t, dtype=torch.int64),
+            logprobs=torch.full((n, t), -1.0),
+            valid=torch.arange(t) < torch.from_numpy(lengths)[:, None],
+            rewards=rewards,
+            terminated=over,
+            truncated=~over,
+            group=torch.zeros(n, dtype=torch.int64),
+            start_key=torch.full((n,), -1),
+            success=rewards.sum(1) > 0,
+            states=States() if keep_states else None,
+        )
+
+
+# Two starts, segments of three steps. Row by row: the first start's two nodes, the second's; the two children of 0,
+# then those of 3; the children of 4 alone. Node 2 fails at the very step at which it would have been cut.
+SCRIPT: list[list[tuple[int, float | None]]] = [
+    [(3, None), (2, 1), (3, 0), (3, None)],
+    [(3, None), (1, 0), (2, 1), (3, 1)],
+    [(3, 1), (2, 0)],
+]
+
+
+def test_golden_tree() -> None:
+    sampler = Scripted(SCRIPT)
+    tree = grow_tree(sampler, sampler.starts(2), (2, 2, 2), 3)
+    assert sampler.asked == [
+        ([100, 100, 101, 101], 3),
+        (["0.0", "0.0", "0.3", "0.3"], 3),
+        (["1.0", "1.0"], None),
+    ]
+    assert tree.parent.tolist() == [-1, -1, -2, -2, 0, 0, 3, 3, 4, 4]
+    assert tree.leaf.int().tolist() == [0, 1, 1, 0, 0, 1, 1, 1, 1, 1]
+    assert tree.traj.lengths.tolist() == [3, 2, 3, 3, 3, 1, 2, 3, 3, 2]
+    assert tree.lengths.tolist() == [3, 2, 3, 3, 6, 4, 5, 6, 9, 8]
+    assert tree.returns[tree.leaf].tolist() == [1, 0, 0, 1, 1, 1, 0]
+    # V(4) = (1 + 0) / 2; V(0) = (1/2 + 0) / 2; V(3) = (1 + 1) / 2.
+    assert tree_values(tree.parent, tree.returns).tolist() == [0.25, 1, 0, 1, 0.5, 0, 1, 1, 1, 0]
+    assert sampler.counts == {"env_steps": 25, "episodes": 7}, "every step once; leaves are episodes"
+
+
+def test_spo_tree_trains_each_node_with_its_own_advantage() -> None:
+    sampler = Scripted(SCRIPT)
+    agent = SPOTree(sampler, episodes_per_update=16, mask_threshold=None)
+    experience = agent.collect(sampler, agent.starts())
+    assert sampler.asked[0] == ([100, 100, 101, 101], 3), "two starts; a third of the horizon"
+    assert experience.advantages is not None
+    # Siblings' means: 5/8, 1/2, 1/4, 1 (nodes 6 and 7, equal: no advantage), 1/2.
+    expected = [-0.375, 0.375, -0.5, 0.5, 0.25, -0.25, 0, 0, 0.5, -0.5]
+    assert experience.advantages[:, 0].tolist() == expected
+    steps = [3, 2, 3, 3, 3, 1, 0, 0, 3, 2]
+    assert experience.weight.sum(1).tolist() == steps, "nodes 6 and 7 carry no loss"
+    assert experience.share.sum(1).tolist() == steps, "nor do they count in the divisor"
+    metrics = agent.account(experience, {"train/n_updates": 0.0}, 1.0, 1.0)
+    # Of seven leaves four succeed; they end at 2, 3, 4, 5, 6, 9 and 8 steps.
+    assert metrics["rollout/success_rate"] == metrics["rollout/ep_rew_mean"] == pytest.approx(4 / 7)
+    assert metrics["rollout/ep_len_mean"] == pytest.approx(37 / 7) and metrics["rollout/truncated"] == 0
+    assert metrics["time/episodes_this_update"] == 7 and metrics["time/steps_this_update"] == 25
+
+
+def test_a_tree_that_ends_early_stops_growing() -> None:
+    sampler = Scripted([[(1, 1), (2, 0)]])
+    tree = grow_tree(sampler, sampler.starts(1), (2, 2, 2), 3)
+    assert tree.leaf.all() and sampler.counts["episodes"] == 2
+
+
+def test_returns_add_up_along_a_path() -> None:
+    env = chain(reward="dense")
+    sampler = ControlSampler(env)
+    tree = grow_tree(sampler, sampler.starts(3), (2, 3, 2), 3)
+    assert (tree.lengths[tree.leaf] == 8).all() and int(tree.leaf.sum()) == 36
+    first = tree.traj.inputs[:, 0, 0] * env.goal
+    for i in tree.leaf.nonzero().flatten().tolist():
+        root = i
+        while tree.parent[root] >= 0:
+            root = int(tree.parent[root])
+        last = tree.traj.inputs[i, int(tree.traj.lengths[i]), 0] * env.goal
+        assert float(tree.returns[i]) == pytest.approx(float(last - first[root]) / env.goal, abs=1e-5)
+
+
+def test_a_tree_under_a_limit_of_the_environments_own() -> None:
+    """Pendulum-v1 cut after 6 steps, segments of 3: the second level ends where the limit is, and is all leaves."""
+    sampler = ControlSampler(episodes("Pendulum-v1", max_episode_steps=6))
+    tree = grow_tree(sampler, sampler.starts(2), (2, 2, 2), 3)
+    assert tree.leaf.tolist() == [False] * 4 + [True] * 8 and (tree.lengths[tree.leaf] == 6).all()
+
+
+def test_depth_one_is_a_group() -> None:
+    """From the same seed the same episodes, with the advantages of Dr.GRPO; scaled GRPO's; times G / (G - 1) RLOO's."""
+    settings: dict[str, Any] = {"seed": 3, "episodes_per_update": 32, "net_arch": (8,)}
+    tree = {"branching": (4,), "mask_threshold": None}
+
+    def advantages(kind: type, **more: Any) -> torch.Tensor:
+        agent = kind(chain(), **settings, **more)
+        experience = agent.collect(agent.sampler, agent.starts())
+        assert agent.sampler.counts == {"env_steps": 256, "episodes": 32}
+        return torch.as_tensor(experience.advantages)
+
+    mine = advantages(SPOTree, **tree)
+    assert mine.std() > 0.1
+    torch.testing.assert_close(mine, advantages(DrGRPO, num_generations=4))
+    torch.testing.assert_close(mine * 4 / 3, advantages(RLOO, num_generations=4))
+    torch.testing.assert_close(advantages(SPOTree, scale_by_std=True, **tree), advantages(GRPO, num_generations=4))
+
+
+def test_joined_rows_are_what_they_were() -> None:
+    sampler = ControlSampler(chain())
+    parts = [sampler.rollout(sampler.starts(3), max_steps=2), sampler.rollout(sampler.starts(2))]
+    whole = pad_and_join(parts)
+    assert whole.valid.shape == (5, 8) and whole.inputs.shape == (5, 9, 2) and whole.group.tolist() == [0, 1, 2, 3, 4]
+    for name in ("inputs", "actions", "logprobs", "rewards"):
+        assert torch.equal(getattr(whole, name)[3:], getattr(parts[1], name))
+        wide = getattr(parts[0], name)
+        assert torch.equal(getattr(whole, name)[:3, : wide.shape[1]], wide)
+    assert whole.truncated.tolist() == [True] * 3 + [False] * 2
+
+
+# What is refused.
+
+
+def test_a_policy_without_a_mode() -> None:
+    agent = ReMax(chain(), episodes_per_update=8)
+    agent.policy.has_mode = False
+    with pytest.raises(ValueError, match="a greedy episode needs a policy with a mode, and CategoricalPolicy has none"):
+        agent.train_once()
+
+
+@pytest.mark.parametrize("kind", [VinePPO, SPOChain, SPOTree])
+def test_an_environment_without_snapshots(kind: type) -> None:
+    env = chain()
+
+    def snapshot() -> Any:
+        raise NotImplementedError
+
+    env.snapshot = snapshot
+    with pytest.raises(ValueError, match="SparseChain has no snapshots, which continuations, trees and n_steps"):
+        kind(env, episodes_per_update=8).train_once()
+
+
+def test_continuations_without_states() -> None:
+    sampler = ControlSampler(chain())
+    traj = sampler.rollout(sampler.starts(2))
+    with pytest.raises(ValueError, match="continuations need the states that a rollout passed through"):
+        continuation_returns(sampler, traj, every(4, traj.valid), 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "match"),
+    [
+        (VinePPO, {"num_continuations": 0}, "num_continuations must be at least 1, got 0"),
+        (SPOChain, {"num_continuations": 0}, "num_continuations must be at least 1, got 0"),
+        (VinePPO, {"stride": 0}, "stride must be at least 1 step, got 0"),
+        (SPOChain, {"cut_threshold": 1.0}, "cut_threshold must lie strictly between 0 and 1, got 1.0"),
+        (SPOChain, {"cut_threshold": 0.0}, "cut_threshold must lie strictly between 0 and 1, got 0.0"),
+        (SPOChain, {"mask_threshold": 1.0}, "mask_threshold must be in"),
+        (SPOTree, {"mask_threshold": 0.0}, "mask_threshold must be in"),
+        (SPOChain, {"cut_interval": 0}, "cut_interval must be at least 1, got 0"),
+        (SPOTree, {"branching": (4, 1)}, r"branching must be at least 2 at every level, got \(4, 1\)"),
+        (SPOTree, {"branching": ()}, r"branching must be at least 2 at every level, got \(\)"),
+        (SPOTree, {"branching": (6, 6)}, "episodes_per_update must be a multiple of a tree's 36 leaves, got 64"),
+        (SPOTree, {"segment_length": 0}, "segment_length must be at least 1 step or None, got 0"),
+        (ReMax, {"episodes_per_update": 7}, "episodes_per_update must be even, half sampled and half greedy, got 7"),
+    ],
+)
+def test_settings_out_of_range(kind: type, settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        kind(chain(), **settings)
+
+
+@pytest.mark.parametrize("kind", PLANNED)
+def test_only_whole_episodes_and_one_seed_at_a_time(kind: type) -> None:
+    with pytest.raises(ValueError, match="need whole episodes: n_steps must be None"):
+        kind(chain(), n_steps=5)
+    env = chain()
+    assert not can_stack([kind(env, seed=seed) for seed in (0, 1)])
+
+
+def test_a_tree_without_a_horizon() -> None:
+    sampler = Scripted(SCRIPT)
+    sampler.horizon = None  # type: ignore[assignment]
+    agent = SPOTree(sampler, episodes_per_update=16)
+    with pytest.raises(ValueError, match="segment_length must be given where the environment has no horizon"):
+        agent.collect(sampler, agent.starts())
