@@ -229,6 +229,9 @@ class _Responses(Callback):
         agent.sampler.on_scored = self.scored.extend
         held_out.on_scored = lambda responses: self._write("test", responses)
 
+    def on_training_start(self, agent: Agent) -> None:
+        self.scored.clear()  # what was sampled for the critic's first prediction belongs to no update
+
     def on_update(self, agent: Agent, metrics: dict[str, float]) -> None:
         scored, self.scored[:] = list(self.scored), []
         for reason, count in Counter(response.reason for response in scored).items():

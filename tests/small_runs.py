@@ -69,8 +69,9 @@ def newest_checkpoint(folder: Path) -> Path:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Weights, optimisers, generators, metrics and evaluations bit for bit; everything but time."""
-    for name in ("progress.jsonl", "evals.jsonl", "result.json"):
+    """Weights, optimisers, generators, metrics, evaluations and texts bit for bit; everything but time."""
+    names = ["progress.jsonl", "evals.jsonl", "result.json"]
+    for name in names + ["completions.jsonl"] * (a / "completions.jsonl").exists():
         if name.endswith("l"):
             assert records(a / name) == records(b / name), name
         else:

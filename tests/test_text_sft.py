@@ -16,7 +16,8 @@ from fake_text import toy_policy
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.policy import TextPolicy, load_model
 from sppo.llm.sampler import TextSampler
-from sppo.llm.sft import MODELS, TextSFTConfig, as_demonstrations, fine_tune
+from sppo.llm.sft import TextSFTConfig, as_demonstrations, fine_tune
+from sppo.llm.sources import MODELS
 from sppo.llm.tasks import make_task
 from sppo.llm.tokenizer import load_tokenizer
 
@@ -32,11 +33,13 @@ def test_a_demonstration_is_its_tokens_and_the_stop_token():
     assert data.share.sum() == 8
 
 
-def test_an_unreached_target_is_an_error(tmp_path: Path):
-    config = TextSFTConfig(check_every=2, max_gradient_steps=2, check_prompts=4, batch_size=4, target_success=1.0)
-    with pytest.raises(ValueError, match="after 2 gradient steps, short of 1.0"):
-        fine_tune(config, tmp_path, report=lambda line: None)
-    assert not list(tmp_path.iterdir())
+def test_a_model_is_written_with_what_it_can_do(tmp_path: Path):
+    lines: list[str] = []
+    config = TextSFTConfig(gradient_steps=3, check_every=2, check_prompts=4, batch_size=4)
+    about = fine_tune(config, tmp_path, report=lines.append)
+    assert [line.split()[0] for line in lines] == ["2", "3"]
+    assert json.loads((tmp_path / "sft.json").read_text()) == json.loads(json.dumps(about))
+    assert load_model(str(tmp_path)).num_parameters() == about["parameters"]
 
 
 @pytest.mark.slow

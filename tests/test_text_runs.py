@@ -1,0 +1,178 @@
+"""Runs of language models: the same folders and the same way to go on, with responses and a model besides."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
+
+from small_runs import assert_looks_whole, assert_same_run, in_child, quiet_run, records, scalars
+from test_resume import kill_at_file_operation
+
+from sppo.experiments import text
+from sppo.experiments.config import RunConfig, read_config
+from sppo.experiments.domains import make_agents, resolve
+from sppo.experiments.run import load_run, run
+from sppo.llm.policy import TextPolicy, load_model
+from sppo.llm.tokenizer import load_tokenizer
+
+SMALL = RunConfig(
+    env_id="text/arithmetic",
+    env_kwargs={"train_size": 40, "test_size": 12},
+    settings={"episodes_per_update": 8, "n_minibatches": 2, "learning_rate": 1e-3},
+    text={"max_completion_length": 12, "critic_layers": 1, "n_completions": 3},
+    total_episodes=40,
+    n_evals=2,
+    n_eval_episodes=16,
+    checkpoint_freq=1,
+)
+"""Four or five updates, with two evaluations and those at both ends."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One uninterrupted run per agent."""
+    folders = {}
+    for agent in ("sppo", "grpo"):
+        folders[agent] = tmp_path_factory.mktemp(agent)
+        run([replace(SMALL, agent=agent)], [folders[agent]])
+    return folders
+
+
+def test_a_run_leaves_responses_reasons_and_a_model(whole: dict[str, Path]) -> None:
+    folder = whole["sppo"]
+    assert_looks_whole(folder)
+    said = records(folder / "completions.jsonl")
+    updates = len(records(folder / "progress.jsonl"))
+    assert Counter((r["split"], r["n_updates"]) for r in said if r["split"] == "train") == {
+        ("train", n): 3 for n in range(1, updates + 1)
+    }
+    evaluated = {r["n_updates"] for r in records(folder / "evals.jsonl")}
+    assert {r["n_updates"] for r in said if r["split"] == "test"} == evaluated and len(evaluated) >= 3
+    for r in said:
+        assert r["length"] <= 12 and r["reward"] == (r["reason"] == "ok") and (r["stopped"] or r["length"] == 12)
+    for record in records(folder / "progress.jsonl"):
+        shares = {tag: value for tag, value in record.items() if tag.startswith("reward/")}
+        assert sum(shares.values()) == pytest.approx(1)
+        assert shares.get("reward/ok", 0) == pytest.approx(record["rollout/success_rate"])
+        assert 0 <= record["rollout/cut_off"] <= 1
+    assert "rollout/cut_off" in scalars(folder)
+    policy = TextPolicy(load_model(str(folder / "model")), load_tokenizer(str(folder / "model")))
+    agent = load_run(folder)
+    for name, weight in agent.policy.model.state_dict().items():
+        assert torch.equal(policy.model.state_dict()[name], weight), name
+
+
+def test_the_evaluation_answers_the_same_prompts_every_time(whole: dict[str, Path]) -> None:
+    prompts: dict[int, list[str]] = {}
+    for folder in whole.values():
+        for r in records(folder / "completions.jsonl"):
+            if r["split"] == "test":
+                prompts.setdefault((hash(folder), r["n_updates"]), []).append(r["prompt"])
+    assert len(set(map(tuple, prompts.values()))) == 1
+
+
+def test_tensorboard_shows_what_is_answered(whole: dict[str, Path]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(whole["sppo"]), size_guidance={"tensors": 0})
+    events.Reload()
+    shown = events.Tensors("completions/test/text_summary")
+    said = [r for r in records(whole["sppo"] / "completions.jsonl") if r["split"] == "test"]
+    assert [e.step for e in shown] == sorted({r["env_steps"] for r in said})
+    first = shown[0].tensor_proto.string_val[0].decode()
+    for r in said[:3]:
+        assert f"    {r['prompt']}\n\n    {r['response'] or ' '}\n\nreward {r['reward']:g} ({r['reason']})" in first
+
+
+@pytest.mark.parametrize("agent", ["sppo", "grpo"])
+def test_killed_at_random_file_operations(agent: str, whole: dict[str, Path], tmp_path: Path) -> None:
+    config = replace(SMALL, agent=agent)
+    codes = []
+    for n in np.random.default_rng(0).integers(20, 120, 4):
+
+        def work(n: int = int(n)) -> None:
+            kill_at_file_operation(n, tmp_path)
+            quiet_run([config], [tmp_path])
+
+        codes.append(in_child(work))
+    assert set(codes) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes
+    quiet_run([config], [tmp_path])
+    assert_same_run(tmp_path, whole[agent])
+    assert_looks_whole(tmp_path)
+    ours, other = (folder / "model" / "model.safetensors" for folder in (tmp_path, whole[agent]))
+    assert ours.read_bytes() == other.read_bytes()
+
+
+def test_a_critic_begins_at_the_success_rate_and_its_price_is_counted(tmp_path: Path) -> None:
+    agent = make_agents([resolve(SMALL)])[0]
+    first = text._FirstPrediction(None)
+    first.on_training_start(agent)
+    tokens = agent.sampler.counts["env_steps"]
+    assert tokens > 8 and agent.sampler.counts["episodes"] == 8
+    traj = agent.sampler.rollout(np.arange(6))
+    values = agent.critic.value(traj)
+    assert values.std() == 0 and 0.05 < values[0] < 0.95
+    text._FirstPrediction(0.3).on_training_start(agent)
+    assert agent.critic.value(traj)[0] == pytest.approx(0.3)
+    ppo = make_agents([resolve(replace(SMALL, agent="ppo"))])[0]
+    text._FirstPrediction(0.3).on_training_start(ppo)
+    assert ppo.critic.values(traj)[0, 0] == pytest.approx(0.3), "squared error: no logit"
+
+
+def test_what_does_not_fit_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(message: str, kind: type[Exception] = ValueError, **changes: Any) -> None:
+        config = replace(SMALL, **changes)
+        with pytest.raises(kind, match=message):
+            text.check([resolve(config)])
+
+    refused("no model 'arithmatic': did you mean arithmetic", start="arithmatic")
+    refused("text/gsm9k.*|no task 'gsm9k': did you mean gsm8k", env_id="text/gsm9k")
+    refused("unknown setting 'temprature'; did you mean 'temperature'", text={"temprature": 1.0})
+    refused("max_completion_length must be positive, got 0", text={"max_completion_length": 0})
+    refused("critic_start must be in", text={"critic_start": 1.5})
+    refused("text/columns needs a model to start from: name one with --model", env_id="text/columns")
+    misplaced = {"env_id": "CartPole-v1", "text": {"temperature": 1.0}}
+    refused("settings of a language model, temperature, do not fit CartPole-v1", **misplaced)
+    data = tmp_path / "questions.jsonl"
+    data.write_text("")
+    refused("questions.jsonl", env_id=f"text/{data}", start="arithmetic", env_kwargs={})
+    data.write_text(json.dumps({"prompt": "1+1=", "answer": None}) + "\n")
+    refused("1 rows have no gold answer", env_id=f"text/{data}", start="arithmetic", env_kwargs={})
+    (tmp_path / "dapo-math-17k.parquet").write_bytes(b"")
+    monkeypatch.setenv("SPPO_DATA", str(tmp_path))
+    refused("amc23", FileNotFoundError, env_id="text/amc23", start="arithmetic", env_kwargs={})
+
+
+def test_prompts_that_leave_no_room_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    config = resolve(replace(SMALL, text={**SMALL.text, "max_prompt_length": 6}, env_kwargs={"terms": [2, 3]}))
+    agent = make_agents([config])[0]
+    assert 0 < len(agent.sampler.prompts) < 20_000
+    assert all(len(p.prompt) <= 6 for p in agent.sampler.prompts)
+    assert f"{20_000 - len(agent.sampler.prompts)} of 20000 prompts are longer than 6 tokens; left out" in caplog.text
+    with pytest.raises(ValueError, match="none of the 40 prompts has at most 2 tokens"):
+        make_agents([resolve(replace(SMALL, text={**SMALL.text, "max_prompt_length": 2}))])
+    with pytest.raises(ValueError, match=r"none of the 40 prompts .*the model's context is 512"):
+        make_agents([resolve(replace(SMALL, text={"max_completion_length": 511}))])
+
+
+def test_a_run_can_be_made_again_from_its_folder(whole: dict[str, Path], tmp_path: Path) -> None:
+    run([read_config(whole["grpo"])], [tmp_path])
+    assert_same_run(tmp_path, whole["grpo"])
+
+
+def test_another_task_can_be_what_is_evaluated() -> None:
+    config = resolve(replace(SMALL, text={**SMALL.text, "eval_task": "arithmetic"}))  # its defaults: longer chains
+    agent = make_agents([config])[0]
+    sampler, starts = text.held_out(agent, config)
+    assert len(starts) == 16 and len(sampler.prompts) == 512
+    assert max(len(p.prompt) for p in sampler.prompts) > max(len(p.prompt) for p in agent.sampler.prompts)
