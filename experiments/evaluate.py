@@ -1,0 +1,325 @@
+"""`sppo eval`: what a language model scores on tasks, from several responses to every prompt, all of them kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from sppo.experiments.config import versions
+from sppo.experiments.tasks import task as about_task
+
+# What loads models or SciPy is imported when it is called for: the command line loads this file.
+if TYPE_CHECKING:
+    from sppo.experiments.scores import Row
+    from sppo.llm.tasks import Prompt, Task
+
+MAX_COMPLETION_LENGTH = 8192
+"""Of tasks that name none: the published runs' (arXiv 2604.08865)."""
+
+
+def respond(
+    policy: Any,
+    engine: Any,
+    task: Task,
+    prompts: Sequence[Prompt],
+    *,
+    n: int,
+    max_completion_length: int,
+    greedy: bool,
+    generator: np.random.Generator,
+) -> list[Row]:
+    """n scored responses to each prompt, as rows of the table of responses, in order.
+
+    A prompt near the end of the model's context leaves less room than `max_completion_length` (column `budget`); one
+    that leaves none is not answered, and its n rows are 0 with reason too_long_prompt.
+    """
+    import torch
+
+    from sppo.llm.tasks import Score
+    from sppo.llm.tokenizer import encode_prompt
+
+    context = getattr(policy.model.config, "max_position_embeddings", None) or np.inf
+    prefixes = [torch.tensor(encode_prompt(policy.tokenizer, prompt.prompt)) for prompt in prompts]
+    budgets = [int(max(0, min(max_completion_length, context - len(prefix)))) for prefix in prefixes]
+    asked = [i for i in range(len(prompts)) if budgets[i] > 0 for _ in range(n)]
+    limits = [budgets[i] for i in asked]
+    done = engine.generate([prefixes[i] for i in asked], limits, greedy=greedy, generator=generator) if asked else []
+    texts = [policy.tokenizer.decode(c.tokens.tolist(), skip_special_tokens=True) for c in done]
+    scores = task.score_all([prompts[i] for i in asked], texts)
+    found = iter(zip(done, texts, scores, strict=True))
+    rows = []
+    for prompt, budget in zip(prompts, budgets, strict=True):
+        for sample in range(n):
+            completion, text, score = next(found) if budget else (None, "", Score(0.0, "too_long_prompt"))
+            rows.append(
+                {
+                    "key": prompt.key,
+                    "prompt": prompt.text,
+                    "gold": prompt.answer,
+                    "sample": sample,
+                    "response": text,
+                    "answer": task.answer(prompt, text) if budget else None,
+                    "reward": float(score.reward),
+                    "reason": score.reason,
+                    "tokens": 0 if completion is None else len(completion.tokens),
+                    "stopped": completion is not None and completion.stopped,
+                    "budget": budget,
+                    "data_source": prompt.data_source,
+                }
+            )
+    return rows
+
+
+def in_parts(
+    folder: Path, prompts: Sequence[Prompt], size: int, answer: Callable[[Sequence[Prompt], int], list[Row]], name: str
+) -> list[Row]:
+    """The rows of all prompts, `size` at a time; each part is written when it is done, and read where it is there.
+
+    Args:
+        folder: of the task: parts/NUMBER.parquet while it goes on, responses.parquet when it is done.
+        answer: the rows of some prompts, given the part's number.
+        name: beside the progress bar.
+    """
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+    from tqdm import tqdm
+
+    def write(path: Path, table: Any) -> None:
+        parquet.write_table(table, path.with_suffix(".partial"))
+        path.with_suffix(".partial").replace(path)
+
+    whole, parts = folder / "responses.parquet", folder / "parts"
+    if whole.exists():
+        return list(parquet.read_table(whole).to_pylist())
+    parts.mkdir(parents=True, exist_ok=True)
+    tables = []
+    right = seen = 0.0
+    with tqdm(total=len(prompts), desc=name, unit="prompt", disable=None) as bar:
+        for number, first in enumerate(range(0, len(prompts), size)):
+            some, path = prompts[first : first + size], parts / f"{number:06d}.parquet"
+            if not path.exists():
+                write(path, arrow.Table.from_pylist(answer(some, number), _schema(arrow)))
+            tables.append(parquet.read_table(path))
+            right, seen = right + sum(tables[-1]["reward"].to_pylist()), seen + len(tables[-1])
+            bar.set_postfix(mean=f"{right / seen:.3f}", refresh=False)
+            bar.update(len(some))
+    table = arrow.concat_tables(tables)
+    write(whole, table)
+    shutil.rmtree(parts)
+    return list(table.to_pylist())
+
+
+def _schema(arrow: Any) -> Any:
+    """Said, because a column of a part may hold nothing but None."""
+    texts = {name: arrow.string() for name in ("prompt", "gold", "response", "answer", "reason", "data_source")}
+    numbers = {"key": arrow.int64(), "sample": arrow.int32(), "tokens": arrow.int32(), "budget": arrow.int32()}
+    kinds = {**texts, **numbers, "reward": arrow.float64(), "stopped": arrow.bool_()}
+    order = "key prompt gold sample response answer reward reason tokens stopped budget data_source"
+    return arrow.schema([(name, kinds[name]) for name in order.split()])
+
+
+def json_values(options: dict[str, str]) -> dict[str, Any]:
+    """Numbers, lists, true, false and null where the text is JSON, else the text."""
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+
+    return {name.replace("-", "_"): value(text) for name, text in options.items()}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A task with the prompts to be answered."""
+
+    name: str
+    task: Task
+    prompts: list[Prompt]
+    repetitions: int  # prompts left out because they stand in the file before
+    budget: int
+    threads: int
+
+    @property
+    def folder(self) -> str:
+        return _file_name(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Score a language model on tasks: avg@n, pass@k and maj@k, with every response written down."""
+
+    model: str = "arithmetic"
+    """A short name, a save_pretrained folder, a run's folder, a .gguf file, or a hub name."""
+    task: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK ...")] = ("arithmetic",)
+    """Names of tasks, such as aime24 aime25 amc23 math500 minerva, or paths of data files (docs/TASKS.md)."""
+    task_options: Annotated[dict[str, str], tyro.conf.arg(metavar="NAME VALUE ...")] = field(default_factory=dict)
+    """Options of every task named, such as: terms [2,4] operands [1,99]"""
+    split: str = "test"
+    """Which of the tasks' prompts."""
+    prompts: int | None = None
+    """How many of them, from the first; by default all."""
+    n: int | None = None
+    """Responses to each prompt; by default 16, and 1 if greedy."""
+    temperature: float = 0.6
+    """Of sampling, from the full softmax; there is no top-k and no top-p."""
+    greedy: bool = False
+    """Take the most probable token at every step; one response to each prompt."""
+    max_completion_length: int | None = None
+    """Token budget of a response, stop token included; by default the one the task is trained with, or 8192."""
+    batch_size: int = 256
+    """Responses generated side by side. Samples depend on it and on the seed."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic."""
+    threads: int | None = None
+    """Of the process; by default as the first task is trained with, else one per processor. Last digits depend on it."""
+    seed: int = 0
+    """Of sampling and of the intervals."""
+    out: Path | None = None
+    """Where responses, summary and table go; by default runs/eval/MODEL."""
+    resume: bool = False
+    """Go on with an evaluation that was stopped."""
+
+    def __call__(self) -> None:
+        import torch
+
+        from sppo.experiments import scores
+
+        if importlib.util.find_spec("pyarrow") is None:
+            raise ImportError("responses are written as parquet, which needs pyarrow: pip install sppo[data]")
+        samples, asked, source = self.samples, self.asked(), self.source()
+        out = self.out or Path("runs") / "eval" / _file_name(self.model)
+        self._claim(out)
+        torch.set_num_threads(self.threads or asked[0].threads)
+        policy, engine = self._load(source)
+        tables = {}
+        for index, one in enumerate(asked):
+
+            def answer(some: Sequence[Prompt], part: int, one: _Asked = one, index: int = index) -> list[Row]:
+                return respond(
+                    policy,
+                    engine,
+                    one.task,
+                    some,
+                    n=samples,
+                    max_completion_length=one.budget,
+                    greedy=self.greedy,
+                    generator=np.random.default_rng([self.seed, index, part]),
+                )
+
+            size = max(1, self.batch_size // samples)
+            tables[one.name] = in_parts(out / one.folder, one.prompts, size, answer, one.name)
+        summaries = {
+            one.name: {
+                **scores.summarise(tables[one.name], one.budget, self.seed),
+                "repetitions_left_out": one.repetitions,
+                "max_completion_length": one.budget,
+            }
+            for one in asked
+        }
+        mean = scores.mean_of_tasks(list(tables.values()), self.seed) if len(tables) > 1 else None
+        _write(out / "summary.json", {"tasks": summaries, "mean": mean})
+        table = scores.as_markdown(summaries, mean)
+        (out / "summary.md").write_text(table)
+        print(table)
+        for name, summary in summaries.items():
+            print(f"{name}: {_in_words(summary)}")
+        print(out)
+
+    @property
+    def samples(self) -> int:
+        """Responses to each prompt."""
+        n = self.n if self.n is not None else 1 if self.greedy else 16
+        if n < 1 or (self.greedy and n > 1):
+            raise ValueError(f"n must be at least 1, and 1 with --greedy, whose responses are all the same; got {n}")
+        return n
+
+    def asked(self) -> list[_Asked]:
+        """The tasks and their prompts; whatever is wrong with a file is said here, before a model is loaded."""
+        from sppo.llm.tasks import make_task
+
+        for name, value in (("prompts", self.prompts), ("max_completion_length", self.max_completion_length)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        found = []
+        for name in self.task:
+            about = about_task(f"text/{name}")
+            task = make_task(name, **{**about.env_kwargs, **json_values(self.task_options)})
+            rows = list(task.prompts(self.split))
+            prompts = list({prompt.key: prompt for prompt in rows}.values())
+            if not prompts:
+                raise ValueError(f"task {name} has no prompts in its split {self.split!r}")
+            budget = self.max_completion_length or about.text.get("max_completion_length", MAX_COMPLETION_LENGTH)
+            threads = about.text.get("threads", os.cpu_count() or 1)
+            found.append(_Asked(name, task, prompts[: self.prompts], len(rows) - len(prompts), budget, threads))
+        if len({one.folder for one in found}) < len(found):
+            raise ValueError(f"tasks must have different names, got {', '.join(self.task)}")
+        return found
+
+    def _claim(self, out: Path) -> None:
+        """Make the folder this evaluation's."""
+        file = out / "config.json"
+        mine = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        mine = {name: value for name, value in mine.items() if name not in ("out", "resume", "threads")}
+        if file.exists():
+            if not self.resume:
+                raise ValueError(f"{out} holds an evaluation: say --resume to go on with it, or another --out")
+            there = json.loads(file.read_text())
+            other = [
+                f"{name} {there.get(name)} there, {mine[name]} here" for name in mine if there.get(name) != mine[name]
+            ]
+            if other:
+                raise ValueError(f"{out} holds another evaluation: {'; '.join(other)}")
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            _write(file, {**mine, "versions": versions()})
+
+    def source(self) -> str:
+        """Where the model's files are; a run's folder holds its own as `model`."""
+        from sppo.llm.sources import find_model
+
+        finished = Path(self.model) / "model"
+        return find_model(str(finished) if finished.is_dir() else self.model)
+
+    def _load(self, source: str) -> tuple[Any, Any]:
+        import torch
+
+        from sppo.llm.engine_hf import HFEngine
+        from sppo.llm.policy import TextPolicy, load_model
+        from sppo.llm.tokenizer import load_tokenizer
+
+        model = load_model(source, dtype=getattr(torch, self.dtype))
+        policy = TextPolicy(model, load_tokenizer(source), temperature=self.temperature)
+        return policy, HFEngine(policy, batch_size=self.batch_size)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+
+
+def _write(path: Path, content: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _in_words(summary: dict[str, Any]) -> str:
+    """Why responses fail, and what was left out."""
+    says = ", ".join(f"{reason} {100 * share:.1f}%" for reason, share in summary["reasons"].items())
+    if summary["prompts_with_less_room"]:
+        says += f"; {summary['prompts_with_less_room']} prompts leave less room than the budget"
+    if summary["repetitions_left_out"]:
+        says += f"; {summary['repetitions_left_out']} repeated rows left out"
+    return says
