@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 
 from sppo.experiments import stats
-from sppo.experiments.results import Run
+from sppo.experiments.results import Run, units
 from sppo.experiments.stats import Floats
 from sppo.experiments.summary import Table
 
@@ -28,7 +28,7 @@ STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 # Text and axes are drawn in this ink, which the report replaces by the page's own.
 INK = "#1a1a19"
 
-X_LABELS = {"episodes": "training episodes", "env_steps": "environment steps", "seconds": "wall-clock time [s]"}
+X_AXES = ("episodes", "env_steps", "seconds")
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -101,7 +101,9 @@ def draw_curves(ax: Axes, table: Table, env_id: str, x: str) -> None:
         if len(runs) > 1:
             ax.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
     ax.axhline(table.threshold, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
-    ax.set_xlabel(X_LABELS[x])
+    episodes, steps = units(env_id)
+    labels = (f"training {episodes}", steps.replace("env ", "environment "), "wall-clock time [s]")
+    ax.set_xlabel(labels[X_AXES.index(x)])
     ax.set_ylim(-0.02, 1.02)
     ax.set_xlim(left=0)
     ax.xaxis.set_major_formatter(EngFormatter(sep="") if x != "seconds" else ScalarFormatter())
@@ -122,13 +124,13 @@ def _legend(table: Table, env_id: str) -> dict[str, Any]:
 
 
 def curves_figure(table: Table, env_ids: Sequence[str] | None = None) -> Figure:
-    """One row of panels per task: success over episodes, environment steps and wall-clock time."""
+    """One row of panels per task: success over episodes, steps and wall-clock time."""
     env_ids = table.env_ids if env_ids is None else list(env_ids)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 3.5 * len(env_ids)), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
         axes = figure.subplots(len(env_ids), 3, squeeze=False, sharey=True)
         for row, env_id in zip(axes, env_ids, strict=True):
-            for ax, x in zip(row, X_LABELS, strict=True):
+            for ax, x in zip(row, X_AXES, strict=True):
                 draw_curves(ax, table, env_id, x)
             row[0].set_ylabel("success rate on held-out starts")
             row[0].set_title(env_id, loc="left", fontsize="medium", fontweight="bold")

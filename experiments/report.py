@@ -15,7 +15,7 @@ from typing import Any
 
 from sppo.experiments import stats
 from sppo.experiments.plots import colour_of, curves_figure, diagnostics_figure, plot_curves, svg_of
-from sppo.experiments.results import Run
+from sppo.experiments.results import Run, units
 from sppo.experiments.stats import Interval
 from sppo.experiments.summary import ALL_TASKS, Row, Table, bounds, format_table, rate, short, signed, summarize
 
@@ -140,7 +140,8 @@ def _task_table(table: Table, scope: str) -> str:
     if len(rows) > 1:
         heads += ["AUC gain", f"P(AUC > {rows[0].agent})"]
     if scope != ALL_TASKS:
-        heads += [f"episodes to {percent}", f"env steps to {percent}", "time per run"]
+        episodes, steps = units(scope)
+        heads += [f"{episodes} to {percent}", f"{steps} to {percent}", "time per run"]
     body = []
     for row in rows:
         cells = [_agent_cell(table, row.agent), f"<td>{row.seeds}</td>"]
@@ -156,7 +157,7 @@ def _task_table(table: Table, scope: str) -> str:
     caption = (
         "Interquartile mean over seeds and tasks."
         if scope == ALL_TASKS
-        else f"Interquartile mean over seeds; budget {short(table.budgets[scope])} episodes."
+        else f"Interquartile mean over seeds; budget {short(table.budgets[scope])} {units(scope)[0]}."
     )
     return _sortable(heads, body, f"{caption} In brackets the {100 * table.level:g}% interval.")
 

@@ -18,6 +18,11 @@ EVAL_COLUMNS = ("episodes", "env_steps", "seconds", "success_rate")
 RUN_KEYS = ("agent", "env_id", "seed")
 
 
+def units(env_id: str) -> tuple[str, str]:
+    """What a task counts its episodes and steps in."""
+    return ("responses", "tokens") if env_id.startswith("text/") else ("episodes", "env steps")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One finished run: its settings, its evaluations on held-out start states, its training metrics."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sppo.experiments import stats
-from sppo.experiments.results import Run, load_runs
+from sppo.experiments.results import Run, load_runs, units
 from sppo.experiments.stats import Floats, Interval
 
 ALL_TASKS = "all tasks"
@@ -206,7 +206,8 @@ def format_table(table: Table) -> str:
         rows = table.of(env_id)
         if not rows:
             continue
-        head = ["agent", "seeds", "final success", f"episodes to {percent}", f"env steps to {percent}", "AUC"]
+        episodes, steps = units(env_id)
+        head = ["agent", "seeds", "final success", f"{episodes} to {percent}", f"{steps} to {percent}", "AUC"]
         head += [f"P(AUC > {rows[0].agent})"] if len(rows) > 1 else []
         cells = [head]
         for row in rows:
@@ -228,7 +229,7 @@ def format_table(table: Table) -> str:
         pad = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
         ]
-        title = env_id if env_id == ALL_TASKS else f"{env_id}, {short(table.budgets[env_id])} episodes"
+        title = env_id if env_id == ALL_TASKS else f"{env_id}, {short(table.budgets[env_id])} {episodes}"
         lines += [title, pad[0], "-" * max(map(len, pad)), *pad[1:], ""]
     lines.append(f"Interquartile mean over seeds, [{100 * table.level:g}% stratified-bootstrap interval].")
     lines += [f"Left out, unfinished: {path} ({why})" for path, why in table.unfinished]

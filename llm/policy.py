@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from sppo.agents.batch import Choices, Rows
 from sppo.agents.losses import ValueLossName, from_units_of_return, in_units_of_return, value_loss
 
 CHUNK = 1024  # tokens whose logits are held at a time
+ATTENTION = "eager"  # on a CPU and for short rows, plain products beat the fused kernel, by 1.5 to 4 times
+SHARED = 8  # tokens from which on a beginning that all rows share is worth a pass of its own
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Prefixes:
 def load_model(source: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A causal language model from a save_pretrained folder, a hub name, or a .gguf file (dequantised)."""
     path = Path(source)
+    if path.exists():  # a bar is for what takes long: a download
+        transformers_logging.disable_progress_bar()
     if path.suffix != ".gguf":
         return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
@@ -64,6 +69,7 @@ def tiny_model(vocab_size: int, *, seed: int, hidden: int = 128, layers: int = 4
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        config._attn_implementation = ATTENTION
         return LlamaForCausalLM(config)
 
 
@@ -74,6 +80,7 @@ class TextPolicy(nn.Module):
         model: a transformers causal language model.
         tokenizer: its tokenizer.
         temperature: logits are divided by it, in sampling and in evaluation alike.
+        dtype: of matrix products, in sampling, evaluation and critics alike; the weights stay as they are.
 
     Raises:
         ValueError: if the tokenizer has ids that the model does not know, or the model changes its logits after its
@@ -82,7 +89,9 @@ class TextPolicy(nn.Module):
 
     memoryless = False
 
-    def __init__(self, model: Any, tokenizer: Any, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, temperature: float = 1.0, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}; use greedy for the mode")
@@ -93,6 +102,7 @@ class TextPolicy(nn.Module):
         for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
             if getattr(model.config, name, None) not in (None, 1.0):
                 raise ValueError(f"models with {name} are not supported")
+        model.base_model.products = dtype  # where copies of the body, the critics', find it too
         model.eval()  # no dropout: recomputed log-probabilities must equal the sampled ones
 
     @property
@@ -102,12 +112,15 @@ class TextPolicy(nn.Module):
     def evaluate(self, traj: Choices, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (B, T) of the tokens, 0 where not valid."""
         rows, cols = traj.valid.nonzero(as_tuple=True)
-        hidden = hidden_states(self.model.base_model, traj)[rows, traj.inputs.lengths[rows] - 1 + cols]  # (N, D)
+        lengths = traj.inputs.lengths
+        states, shared = hidden_states(self.model.base_model, sequences(traj), lengths)
+        hidden = states[rows, lengths[rows] - 1 - shared + cols]  # (N, D)
         tokens, head = traj.actions[rows, cols], self.model.get_output_embeddings()
-        parts = [
-            checkpoint(self._chunk, h, t, head, entropy, use_reentrant=False)
-            for h, t in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True)
-        ]
+        with products(self.model.base_model):
+            parts = [
+                checkpoint(self._chunk, h, t, head, entropy, use_reentrant=False)
+                for h, t in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True)
+            ]
         empty = torch.zeros(traj.valid.shape, device=hidden.device)
         spread = [empty.index_put((rows, cols), torch.cat([part[i] for part in parts])) for i in range(1 + entropy)]
         return spread[0], spread[1] if entropy else None
@@ -124,6 +137,8 @@ class TextPolicy(nn.Module):
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {}) if self._is_tied() else set()
         self.model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if k not in tied})
         self.tokenizer.save_pretrained(folder)
+        for weights in folder.glob("*.safetensors"):
+            weights.chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read them
 
     def _is_tied(self) -> bool:
         return self.model.get_output_embeddings().weight is self.model.get_input_embeddings().weight
@@ -141,9 +156,41 @@ def sequences(traj: Choices) -> Tensor:
     return ids
 
 
-def hidden_states(base: Any, traj: Choices) -> Tensor:
-    """(B, L, D) of the last layer. Padding is on the right, where a causal model cannot see it: no mask is needed."""
-    return base(input_ids=sequences(traj), use_cache=False).last_hidden_state
+def hidden_states(base: Any, ids: Tensor, lengths: Tensor) -> tuple[Tensor, int]:
+    """The last layer's output (B, L - n, D) from column n on, and n: the columns before it are the same in all rows.
+
+    They are read once, not once per row. Padding is on the right, where a causal model cannot see it, so no mask is
+    needed.
+
+    Args:
+        base: a causal model's body.
+        ids: (B, L) token ids.
+        lengths: (B,) of the prefixes; from their last tokens on, states are wanted.
+    """
+    shared = shared_columns(ids, int(lengths.min()) - 1)
+    with products(base):
+        if not shared:
+            return base(input_ids=ids, use_cache=False).last_hidden_state, 0
+        cache = DynamicCache(config=base.config)
+        base(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True)
+        for layer in cache.layers:
+            layer.keys = layer.keys.expand(len(ids), -1, -1, -1)
+            layer.values = layer.values.expand(len(ids), -1, -1, -1)
+        return base(input_ids=ids[:, shared:], past_key_values=cache, use_cache=True).last_hidden_state, shared
+
+
+def shared_columns(ids: Tensor, most: int) -> int:
+    """How many of the first `most` columns are the same in all rows; 0 where too few to matter."""
+    same = (ids[:, :most] == ids[:1, :most]).all(0)
+    n = int(same.cumprod(0).sum())
+    return n if n >= SHARED and len(ids) > 1 else 0
+
+
+def products(base: Any) -> torch.autocast:
+    """In this context, matrix products are of the type that the body's policy was given."""
+    dtype = getattr(base, "products", torch.float32)
+    device = next(base.parameters()).device.type
+    return torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
 
 class _TextCritic(nn.Module):
@@ -157,7 +204,7 @@ class _TextCritic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def start_at(self, value: float) -> None:
-        """Predict this return everywhere, until trained: a critic that starts far off calls every outcome a surprise."""
+        """Predict this return everywhere until trained; far off it, early advantages would all have one sign."""
         with torch.no_grad():
             self.head.weight.zero_()
             self.head.bias.fill_(from_units_of_return(value, self.value_loss))
@@ -179,10 +226,10 @@ class TextStartCritic(_TextCritic):
         return value_loss(self._read(traj)[:, None], targets, self.value_loss, type(self).__name__)
 
     def _read(self, traj: Choices) -> Tensor:
-        prefixes = traj.inputs
-        ids = prefixes.ids[:, : int(prefixes.lengths.max())]
-        hidden = self.base(input_ids=ids, use_cache=False).last_hidden_state
-        return self._score(hidden[torch.arange(len(ids)), prefixes.lengths - 1])
+        lengths = traj.inputs.lengths
+        ids = traj.inputs.ids[:, : int(lengths.max())]
+        states, shared = hidden_states(self.base, ids, lengths)
+        return self._score(states[torch.arange(len(ids)), lengths - 1 - shared])
 
 
 class TextStepCritic(_TextCritic):
@@ -198,8 +245,10 @@ class TextStepCritic(_TextCritic):
         return value_loss(self._read(traj, traj.valid.shape[1]), targets, self.value_loss, type(self).__name__)
 
     def _read(self, traj: Choices, n: int) -> Tensor:
-        scores = self._score(hidden_states(self.base, traj))  # (B, L)
-        at = traj.inputs.lengths[:, None] - 1 + torch.arange(n, device=scores.device)
+        lengths = traj.inputs.lengths
+        states, shared = hidden_states(self.base, sequences(traj), lengths)
+        scores = self._score(states)  # (B, L - shared)
+        at = lengths[:, None] - 1 - shared + torch.arange(n, device=scores.device)
         return scores.gather(1, at.clamp(max=scores.shape[1] - 1))
 
 
