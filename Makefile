@@ -58,6 +58,10 @@ format: $(READY) ## rewrite the sources in the house format
 compare: $(READY) ## PPO against SPPO on Precision CartPole: table, curves, report
 	$(BIN)/sppo compare --env sppo/PrecisionCartPole-v0 --agents ppo sppo --seeds 5 --episodes 10000 --out $(OUT) $(ARGS)
 
+.PHONY: compare-text
+compare-text: $(READY) ## PPO, SPPO, GRPO and RLOO teach a small language model arithmetic: the same table and report
+	$(BIN)/sppo compare --task arithmetic --agents ppo sppo grpo rloo --seeds 2 --out $(OUT)-text $(ARGS)
+
 .PHONY: tensorboard
 tensorboard: $(READY) ## look at the runs on http://localhost:6006
 	$(BIN)/tensorboard --logdir runs $(ARGS)

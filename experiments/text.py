@@ -32,6 +32,9 @@ from sppo.llm.tokenizer import encode_prompt, load_tokenizer
 
 SIDE_BY_SIDE = 1
 
+REFUSED = ("top_k", "top_p", "min_p", "repetition_penalty")
+"""Ways of sampling from another distribution than the policy's own."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -81,6 +84,11 @@ def resolve(config: RunConfig) -> RunConfig:
         "seed": config.seed,
     }
     full = make(AGENTS[config.agent].Config, settings)
+    for name in set(REFUSED) & set(config.text):
+        raise ValueError(
+            f"{name} is refused: the update's probability ratios need the probabilities that were sampled from, which "
+            "are the whole softmax's; temperature is there"
+        )
     text = make(TextConfig, {"threads": os.cpu_count() or 1, **about.text, **config.text})
     start = about.start if config.start == "auto" else config.start
     if start in (None, "none"):

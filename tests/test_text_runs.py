@@ -138,6 +138,7 @@ def test_what_does_not_fit_is_refused_before_the_run(tmp_path: Path, monkeypatch
     refused("no model 'arithmatic': did you mean arithmetic", start="arithmatic")
     refused("text/gsm9k.*|no task 'gsm9k': did you mean gsm8k", env_id="text/gsm9k")
     refused("unknown setting 'temprature'; did you mean 'temperature'", text={"temprature": 1.0})
+    refused("top_k is refused: .* the whole softmax's", text={"top_k": 50})
     refused("max_completion_length must be positive, got 0", text={"max_completion_length": 0})
     refused("critic_start must be in", text={"critic_start": 1.5})
     refused("text/columns needs a model to start from: name one with --model", env_id="text/columns")
