@@ -29,6 +29,9 @@ class ReMax(Agent):
     Source: Li et al. 2024, arXiv 2310.10505, algorithm 2.
     Departs from it: the shared clipped update, where ReMax takes one plain gradient step; no KL term by default. The
     greedy episodes count as episodes, and carry no loss.
+    The mode may do far better than samples: of the start policy of Precision CartPole it succeeds in 88% of episodes,
+    and samples in 8%. A baseline so far from the mean outcome adds variance, and there ReMax learns only with
+    `normalize_advantage=True`.
     """
 
     Config = ReMaxConfig
