@@ -17,13 +17,14 @@ from sppo.agents.update import PolicyLoss, Stats
 
 @dataclass(frozen=True, kw_only=True)
 class DPOConfig(GroupConfig):
-    """Settings of DPO.
+    """Settings of DPO: one pass over each update's pairs, since nothing clips what a second would do.
 
     Args:
         beta: how much a log-ratio to the reference counts; the larger, the closer to it the policy stays.
     """
 
     beta: float = 0.1
+    n_epochs: int = 1
     aggregation: Aggregation = "sequence_mean"
 
     def __post_init__(self) -> None:

@@ -1,0 +1,38 @@
+"""Small agents on the chain, and episodes made up for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sppo.agents import Trajectories
+from sppo.envs import episodes
+
+CHAIN = "sppo/SparseChain-v0"
+SMALL: dict[str, Any] = {"episodes_per_update": 8, "net_arch": (16,)}
+
+
+def chain(**dials: Any) -> Any:
+    return episodes(CHAIN, **dials)
+
+
+def told(outcomes: list[float], lengths: list[int] | None = None, keys: list[int] | None = None) -> Trajectories:
+    """Episodes with these outcomes, paid at their ends."""
+    b = len(outcomes)
+    length = torch.tensor(lengths or [2] * b)
+    t = int(length.max())
+    rewards, never = torch.zeros(b, t), torch.zeros(b, dtype=torch.bool)
+    rewards[torch.arange(b), length - 1] = torch.tensor(outcomes, dtype=torch.float)
+    return Trajectories(
+        inputs=torch.rand(b, t + 1, 2, generator=torch.Generator().manual_seed(0)),
+        actions=torch.zeros(b, t, dtype=torch.int64),
+        logprobs=torch.zeros(b, t),
+        valid=torch.arange(t) < length[:, None],
+        rewards=rewards,
+        terminated=~never,
+        truncated=never,
+        group=torch.arange(b),
+        start_key=torch.tensor(keys or [-1] * b),
+        success=rewards.sum(1) > 0,
+    )
