@@ -23,6 +23,10 @@ class ReMaxConfig(PlanConfig):
             )
 
 
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"kl_coef": 0.001, "kl_in": "reward", "kl_estimator": "k1"}}
+"""As published, for `ReMax(env, **PRESETS[name])`."""
+
+
 class ReMax(Agent):
     """A_t = R - R(greedy episode from the same start).
 

@@ -42,6 +42,13 @@ class SPOTreeConfig(PlanConfig):
             )
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "gsm8k": {"branching": (6, 6, 6), "segment_length": 30, "episodes_per_update": 216},
+    "math": {"branching": (6, 6, 6), "segment_length": 600, "episodes_per_update": 216},
+}
+"""As published but for the number of trees in an update, here one; for `SPOTree(env, **PRESETS[name])`."""
+
+
 class SPOTree(Agent):
     """A(node) = V(node) - mean of its siblings' V, itself included; V(node) = mean of its children's, V(leaf) = R.
 
@@ -49,7 +56,7 @@ class SPOTree(Agent):
     Nodes without advantage are left out of the loss and of its divisor. Leaves count as episodes: an update has at most
     `episodes_per_update` of them, fewer where nodes end early.
 
-    Source: Segment Policy Optimization, arXiv 2505.23564, section 4.2 (6-6-6; M = 30 for GSM8K, 600 for MATH).
+    Source: Segment Policy Optimization, arXiv 2505.23564, section 4.2.
     """
 
     Config = SPOTreeConfig

@@ -9,7 +9,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sppo.agents import GRPO, RLOO, ControlSampler, DrGRPO, ReMax, SPOChain, SPOTree, Trajectories, VinePPO
+from sppo.agents import (
+    GRPO,
+    RLOO,
+    ControlSampler,
+    DrGRPO,
+    ReMax,
+    SPOChain,
+    SPOTree,
+    Trajectories,
+    VinePPO,
+    remax,
+    spo_chain,
+    spo_tree,
+)
 from sppo.agents.networks import CategoricalPolicy
 from sppo.agents.plans import before_cut_points, continuation_returns, every, greedy_outcomes, grow_tree, repeat
 from sppo.agents.plans import segment_starts as starts_of
@@ -20,6 +33,7 @@ from sppo.envs import episodes
 
 CHAIN = "sppo/SparseChain-v0"
 PLANNED = [ReMax, VinePPO, SPOChain, SPOTree]
+PRESETS_OF: dict[type, Any] = {ReMax: remax, SPOChain: spo_chain, SPOTree: spo_tree}
 
 
 def chain(**dials: Any) -> Any:
@@ -319,6 +333,12 @@ def test_only_whole_episodes_and_one_seed_at_a_time(kind: type) -> None:
         kind(chain(), n_steps=5)
     env = chain()
     assert not can_stack([kind(env, seed=seed) for seed in (0, 1)])
+
+
+@pytest.mark.parametrize(("kind", "preset"), [(k, name) for k, m in PRESETS_OF.items() for name in m.PRESETS])
+def test_presets(kind: type, preset: str) -> None:
+    agent = kind(chain(), **PRESETS_OF[kind].PRESETS[preset])
+    assert np.isfinite(agent.train_once()["credit/advantage_std"])
 
 
 def test_a_tree_without_a_horizon() -> None:

@@ -28,6 +28,7 @@ class ArithmeticTask(TaskBase):
 
     alphabet = "0123456789+-*=;"
     """Every character of prompts and demonstrations; the stop token comes on top."""
+    step_separator = ";"
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class ArithmeticTask(TaskBase):
             return right + int(generator.choice([-10, -2, -1, 1, 2, 10]))
 
         assert isinstance(prompt.prompt, str)
-        return ";".join(worked_steps(prompt.prompt, result))
+        return self.step_separator.join(worked_steps(prompt.prompt, result))
 
 
 def worked_steps(chain: str, result=int) -> list[str]:

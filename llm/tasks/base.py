@@ -61,6 +61,8 @@ class TaskBase:
     """Scores a batch one by one; tasks that can do better override `score_all`, the others `score`."""
 
     name: str
+    step_separator = "\n"
+    """What ends a reasoning step in a response."""
 
     def score(self, prompt: Prompt, response: str) -> Score:
         """The outcome of one response."""
