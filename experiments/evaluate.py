@@ -184,7 +184,7 @@ class Eval:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic."""
     threads: int | None = None
-    """Of the process; by default as the first task is trained with, else one per processor. Last digits depend on it."""
+    """Of the process; by default as for training on the first task, else one per processor."""
     seed: int = 0
     """Of sampling and of the intervals."""
     out: Path | None = None
