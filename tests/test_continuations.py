@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from sppo.agents.segments import tree_values
 from sppo.envs import episodes
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import make_agents, resolve
+from sppo.llm.tasks import make_task
+from sppo.llm.tokenizer import character_tokenizer
 
 CHAIN = "sppo/SparseChain-v0"
 PLANNED = [ReMax, VinePPO, SPOChain, SPOTree]
@@ -208,6 +211,21 @@ def test_reasoning_steps_of_text() -> None:
     assert not sampler.step_ends(traj)[:, 0].any()
     del sampler.task.step_separator
     assert not sampler.step_ends(traj).any(), "lines, unless the task says otherwise"
+
+
+def test_demonstrated_steps_end_where_the_task_says() -> None:
+    for task in (make_task("arithmetic", train_size=1), make_task("arithmetic", train_size=1, reward=no_reward)):
+        sampler = toy_sampler(max_completion_length=64)
+        tokens = torch.tensor(character_tokenizer("0123456789+-*=;")("17+5=22;22-9=13")["input_ids"])
+        traj = sampler.rollout(sampler.starts(1))
+        traj = replace(traj, actions=tokens[None], valid=torch.ones(1, len(tokens)).bool(), logprobs=torch.zeros(1, 15))
+        sampler.policy.tokenizer = character_tokenizer("0123456789+-*=;")
+        sampler.task = task
+        assert sampler.step_ends(traj).nonzero().tolist() == [[0, 7]]
+
+
+def no_reward(completions: list[str], **_: Any) -> list[float]:
+    return [0.0] * len(completions)
 
 
 def test_vineppo_on_text_values_each_reasoning_step() -> None:

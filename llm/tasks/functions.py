@@ -72,6 +72,7 @@ class FunctionTask(TaskBase):
 
     def __init__(self, base: Task, function: RewardFunction | str, *, name: str | None = None) -> None:
         self.base = base
+        self.step_separator = getattr(base, "step_separator", self.step_separator)
         self.function = load_function(function) if isinstance(function, str) else function
         self.style = signature_of(self.function)
         self.name = name or f"{base.name}+{getattr(self.function, '__name__', 'reward')}"
