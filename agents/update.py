@@ -127,6 +127,7 @@ def minimise(
     batch_size: int | None = None,
     microbatch_size: int | None = None,
     stop: Stop | None = None,
+    skip_silent: bool = False,
 ) -> dict[str, float]:
     """Minimise sum(weight * loss) / sum(share) over shuffled minibatches.
 
@@ -143,6 +144,8 @@ def minimise(
         batch_size: steps (rows, where the loss is over rows) per minibatch; overrides n_minibatches.
         microbatch_size: rows per forward and backward pass; None for the whole minibatch.
         stop: given a minibatch's averaged statistics, True ends the update before that minibatch's optimiser step.
+        skip_silent: do not send rows whose advantages are all 0 through the network. They stay in the divisor, so that
+            the gradient is the same, and out of the statistics. For losses whose gradient is 0 where the advantage is.
 
     Returns:
         Statistics averaged over all minibatches of all passes, weighted as the loss is, with `train/grad_norm` and
@@ -158,6 +161,7 @@ def minimise(
         batch_size=batch_size,
         microbatch_size=microbatch_size,
         stop=stop,
+        skip_silent=skip_silent,
     )
     return result
 
@@ -177,9 +181,7 @@ def minimise_all(
 ) -> list[dict[str, float]]:
     """`minimise` for S networks side by side, each on its own data, in its own order, with its own statistics.
 
-    Rows of one network never weigh in another's loss, so each learns what it would learn alone. With `skip_silent`,
-    rows whose advantages are all 0 are not sent through the network; they stay in the divisor, so that the gradient is
-    the same, and out of the statistics.
+    Rows of one network never weigh in another's loss, so each learns what it would learn alone.
     """
     n = len(data)
     orders = [

@@ -20,9 +20,18 @@ AGGREGATIONS = ("token_mean", "sequence_mean", "constant_horizon")
 
 
 def made_up(
-    lengths: list[int], *, aggregation: str = "token_mean", seed: int = 0, discrete: bool = True, padding: int = 0
+    lengths: list[int],
+    *,
+    aggregation: str = "token_mean",
+    seed: int = 0,
+    discrete: bool = True,
+    padding: int = 0,
+    masked: bool = False,
 ) -> Experience:
-    """Experience of episodes of these lengths, with random entries; garbage where nothing is valid."""
+    """Experience of episodes of these lengths, with random entries; garbage where nothing is valid.
+
+    Masked, only every other step of a row carries loss, from the first or the second on by turns.
+    """
     rng = np.random.default_rng(seed)
     b, t = len(lengths), max(lengths) + padding
 
@@ -30,7 +39,9 @@ def made_up(
         return torch.from_numpy(rng.standard_normal(shape)).float()
 
     valid = torch.arange(t) < torch.tensor(lengths)[:, None]
-    weight, share = aggregation_weights(valid, aggregation, HORIZON)  # type: ignore[arg-type]
+    every_other = (torch.arange(b)[:, None] + torch.arange(t)) % 2 == 0
+    carries = valid & every_other if masked else valid
+    weight, share = aggregation_weights(carries, aggregation, HORIZON)  # type: ignore[arg-type]
     never = torch.zeros(b, dtype=torch.bool)
     traj = Trajectories(
         inputs=numbers(b, t + 1, N_INPUTS),
@@ -50,6 +61,7 @@ def made_up(
         share=share,
         advantages=numbers(b, t),
         value_targets=torch.from_numpy(rng.random((b, t))),
+        ref_logprobs=numbers(b, t) * 0.3 - (0.7 if discrete else 2.5),
     )
 
 
@@ -75,9 +87,11 @@ def learner_of(module: nn.Module, **settings: float) -> LocalLearner:
     return LocalLearner(module, **{"learning_rate": 0.0, "max_grad_norm": 1e9, "adam_eps": 1e-5} | settings)
 
 
-def gradient(make_loss: Callable[[Any], Any], data: Experience, discrete: bool = True, **settings: Any) -> Tensor:
+def gradient(
+    make_loss: Callable[[Any], Any], data: Experience, discrete: bool = True, module: Any = None, **settings: Any
+) -> Tensor:
     """The gradient of one minibatch that holds everything."""
-    module = network(discrete)
+    module = module or network(discrete)
     learner = learner_of(module)
     minimise(
         learner,
@@ -85,12 +99,16 @@ def gradient(make_loss: Callable[[Any], Any], data: Experience, discrete: bool =
         data,
         **{"n_epochs": 1, "n_minibatches": 1, "generator": np.random.default_rng(0)} | settings,
     )
-    assert learner.grad.abs().max() > 1e-3
+    assert learner.grad.abs().max() > 1e-4
     return learner.grad.clone()
 
 
 def surrogate(policy: Any) -> PolicyLoss:
     return PolicyLoss(policy, 0.2, 0.2, ent_coef=0.01)
+
+
+def penalised(policy: Any) -> PolicyLoss:
+    return PolicyLoss(policy, 0.2, 0.3, ent_coef=0.01, kl_coef=0.5)
 
 
 def assert_same(a: Tensor, b: Tensor) -> None:

@@ -15,6 +15,8 @@ from sppo.agents.losses import (
     approximate_kl,
     binary_cross_entropy,
     clipped_surrogate,
+    kl_estimate,
+    probability_mask,
     squared_error,
 )
 
@@ -81,6 +83,46 @@ def test_kl_estimate_is_unbiased() -> None:
     # Old (1/4, 3/4), new (1/2, 1/2): KL(old || new) = 1/4 log(1/2) + 3/4 log(3/2) = 0.130812.
     old, new = torch.tensor([[0.25, 0.75]]), torch.tensor([[0.5, 0.5]])
     assert float((old * approximate_kl(new.log(), old.log())).sum()) == pytest.approx(0.130812, abs=1e-6)
+
+
+def test_estimators_of_the_divergence_by_hand() -> None:
+    # d = log 2: k1 = 0.693147; k2 = d^2 / 2 = 0.240227; k3 = 1/2 - 1 + log 2 = 0.193147.
+    new, ref = torch.tensor([[log(2.0)]]), torch.zeros(1, 1)
+    for name, expected in (("k1", 0.693147), ("k2", 0.240227), ("k3", 0.193147)):
+        assert float(kl_estimate(new, ref, name)) == pytest.approx(expected, abs=1e-6)  # type: ignore[arg-type]
+
+
+def test_what_the_estimators_estimate_and_where_their_gradients_lead() -> None:
+    """Policy (1/2, 1/2), reference (1/4, 3/4): exact sums over both actions in place of samples.
+
+    KL(policy || ref) = 1/2 log 2 + 1/2 log(2/3) = 0.143841, with gradient p_1 p_2 (d_1 - d_2) = log(3) / 4 = 0.274653
+    by the first logit; that of KL(ref || policy) is p_1 - ref_1 = 1/4.
+    """
+    ref = torch.tensor([[0.25, 0.75]]).log()
+    for name, mean, slope in (("k1", 0.143841, 0.0), ("k2", None, 0.274653), ("k3", 0.143841, 0.25)):
+        logits = torch.zeros(1, 2, requires_grad=True)
+        expected = 0.5 * kl_estimate(logits.log_softmax(1), ref, name).sum()  # type: ignore[arg-type]
+        if mean is not None:
+            assert float(expected.detach()) == pytest.approx(mean, abs=1e-6)
+        expected.backward()
+        assert logits.grad is not None and float(logits.grad[0, 0]) == pytest.approx(slope, abs=1e-6)
+
+
+def test_mask_of_probabilities_by_hand() -> None:
+    logprobs = torch.tensor([[0.1, 0.5, 0.95], [0.9, 0.2, 0.1]]).log()
+    valid = torch.tensor([[T, T, T], [T, T, F]])
+    assert probability_mask(logprobs, valid, 0.92).tolist() == [[T, T, F], [T, T, F]]
+    assert probability_mask(logprobs, valid, 0.3).tolist() == [[T, F, F], [F, T, F]]
+    assert probability_mask(logprobs, valid, 0.01).sum() == 0
+
+
+def test_mask_of_densities_by_hand() -> None:
+    """Five densities, two of them above 1: the least likely 40 % are -3 and -1. The padding counts for nothing."""
+    logprobs = torch.tensor([[-3.0, 2.0, 0.0], [-1.0, 1.0, -9.0]])
+    valid = torch.tensor([[T, T, T], [T, T, F]])
+    assert probability_mask(logprobs, valid, 0.4, density=True).tolist() == [[T, F, F], [T, F, F]]
+    assert probability_mask(logprobs, valid, 0.8, density=True).tolist() == [[T, F, T], [T, T, F]]
+    assert probability_mask(logprobs, valid & False, 0.5, density=True).sum() == 0
 
 
 def reduced(losses: Tensor, valid: Tensor, aggregation: str, horizon: int | None = None) -> float:
