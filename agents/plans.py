@@ -131,12 +131,8 @@ def grow_tree(sampler: Any, starts: Any, branching: Sequence[int], segment_lengt
     """
     parts: list[Trajectories] = []
     levels: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # what Tree has beside the trajectories
-    states, n_nodes, n_starts = starts, 0, len(starts)
-    origin, returns, lengths = (
-        -1 - torch.arange(n_starts),
-        torch.zeros(n_starts),
-        torch.zeros(n_starts, dtype=torch.int64),
-    )
+    states, n_nodes, origin = starts, 0, -1 - torch.arange(len(starts))
+    returns, lengths = torch.zeros(len(starts)), torch.zeros(len(starts), dtype=torch.int64)
     for level, width in enumerate(branching):
         last = level == len(branching) - 1
         limit = None if last else segment_length

@@ -18,7 +18,8 @@ class SPOTreeConfig(PlanConfig):
 
     Args:
         branching: segments from each state, level by level; an update has episodes_per_update / their product starts.
-        segment_length: M, steps of a segment; those of the last level run to the end. None: the horizon / levels.
+        segment_length: M, steps of a segment; those of the last level run to the end. None: the horizon / levels, for
+            episodes that last about that long; where they end earlier, trees have few leaves.
         scale_by_std: divide advantages by the spread among siblings.
         mask_threshold: as for every agent, here on by default.
     """
@@ -35,11 +36,9 @@ class SPOTreeConfig(PlanConfig):
             raise ValueError(f"branching must be at least 2 at every level, got {self.branching}")
         if self.segment_length is not None and self.segment_length < 1:
             raise ValueError(f"segment_length must be at least 1 step or None, got {self.segment_length}")
-        if self.episodes_per_update % math.prod(self.branching):
-            raise ValueError(
-                f"episodes_per_update must be a multiple of a tree's {math.prod(self.branching)} leaves, "
-                f"got {self.episodes_per_update}"
-            )
+        leaves, n = math.prod(self.branching), self.episodes_per_update
+        if n % leaves:
+            raise ValueError(f"episodes_per_update must be a multiple of a tree's {leaves} leaves, got {n}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
