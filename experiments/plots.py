@@ -1,4 +1,4 @@
-"""Figures of a comparison: learning curves and training diagnostics, drawn without a display."""
+"""Figures: learning curves, training diagnostics and a critic's reliability, drawn without a display."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 
 from sppo.experiments import stats
+from sppo.experiments.calibration import bins
 from sppo.experiments.results import Run, units
 from sppo.experiments.stats import Floats
 from sppo.experiments.summary import Table
@@ -151,7 +152,42 @@ def plot_curves(table: Table, stem: Path | str) -> list[Path]:
     Returns:
         the two paths.
     """
-    figure = curves_figure(table)
+    return _save(curves_figure(table), stem)
+
+
+def plot_reliability(values: Floats, outcomes: Floats, stem: Path | str) -> list[Path]:
+    """Write STEM.png and STEM.svg: success rates at held-out starts against what a critic predicted.
+
+    A dot is a start. Large dots are the means of the starts in a tenth of the predictions, with a bootstrap interval
+    over them; a calibrated critic's lie on the diagonal.
+
+    Args:
+        values: (P,) predicted success rates.
+        outcomes: (P, n) outcomes of n episodes from each start.
+        stem: path without its ending; its folder exists.
+    Returns:
+        the two paths.
+    """
+    rates = outcomes.mean(1)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+        ax = figure.subplots()
+        ax.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
+        ax.plot(values, rates, "o", color=COLOURS[0], markersize=3, alpha=0.35, markeredgewidth=0, label="a start")
+        means = []
+        for rows in bins(values):
+            middle, low, high = stats.bootstrap_interval(rates[rows], 0, statistic=stats.mean_statistic, resamples=1000)
+            means.append((values[rows].mean(), middle))
+            ax.plot([means[-1][0]] * 2, [low, high], color=COLOURS[1], linewidth=1.4)
+        ax.plot(*zip(*means, strict=True), "o-", color=COLOURS[1], linewidth=1.4, label="mean of a tenth")
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        ax.set_xlabel("success rate predicted by the critic")
+        ax.set_ylabel(f"success rate in {outcomes.shape[1]} episodes")
+        ax.legend(loc="upper left")
+    return _save(figure, stem)
+
+
+def _save(figure: Figure, stem: Path | str) -> list[Path]:
     paths = [Path(stem).with_name(Path(stem).name + ending) for ending in (".png", ".svg")]
     with matplotlib.rc_context(STYLE):
         figure.savefig(paths[0], dpi=160)

@@ -1,0 +1,153 @@
+"""Calibration: every figure by hand, intervals, and critics of text and control measured on held-out starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, spearmanr
+
+from sppo.agents import PPO, SPPO, Tracker
+from sppo.agents.control import ControlSampler
+from sppo.envs import episodes
+from sppo.experiments import calibration
+from sppo.experiments.calibration import Calibrate, measure, metrics, paired_difference
+from sppo.experiments.config import RunConfig
+from sppo.experiments.domains import resolve
+from sppo.experiments.plots import plot_reliability
+from sppo.experiments.run import run
+
+VALUES = np.array([0.9, 0.75, 0.2, 0.25])
+OUTCOMES = np.array([[1, 1], [1, 0], [1, 0], [0, 0]], float)  # rates 1, 1/2, 1/2, 0
+
+
+def test_figures_by_hand() -> None:
+    found = metrics(VALUES, OUTCOMES)
+    # (0.1^2 + 0.1^2) + (0.25^2 + 0.75^2) + (0.8^2 + 0.2^2) + 2 * 0.25^2 = 0.02 + 0.625 + 0.68 + 0.125, over 8
+    assert found["brier"] == pytest.approx(1.45 / 8)
+    # Successes at 0.9 0.9 0.75 0.2, failures at 0.75 0.2 0.25 0.25: the pairs won are 4 + 4 + (3 + 1/2) + 1/2 of 16
+    assert found["auc"] == pytest.approx(12 / 16)
+    # Tenths: 0.9 alone, 0.75 alone, 0.2 with 0.25: 1/4 |0.9 - 1| + 1/4 |0.75 - 0.5| + 2/4 |0.225 - 0.25|
+    assert found["ece"] == pytest.approx(0.025 + 0.0625 + 0.0125)
+    # V - mean: 0.375 0.225 -0.325 -0.275; q - mean: 0.5 0 0 -0.5: 0.325 / sqrt(0.3725 * 0.5)
+    assert found["pearson"] == pytest.approx(0.325 / np.sqrt(0.3725 * 0.5))
+    # ranks 4 3 1 2 and 4 2.5 2.5 1: deviations 1.5 .5 -1.5 -.5 and 1.5 0 0 -1.5: 3 / sqrt(5 * 4.5)
+    assert found["spearman"] == pytest.approx(3 / np.sqrt(5 * 4.5))
+    # two starts with q (1 - q) / (n - 1) = 1/4, two with 0: mean 1/8; Var q = 1/8: nothing but noise
+    assert found["ceiling"] == 0
+
+
+def test_figures_of_perfect_and_useless_critics(rng: np.random.Generator) -> None:
+    rates = rng.random(400)
+    outcomes = (rng.random((400, 32)) < rates[:, None]).astype(float)
+    perfect = metrics(rates, outcomes)
+    assert perfect["ece"] < 0.05
+    # The ceiling is what the true rates reach: up to the noise of 400 starts.
+    assert abs(perfect["pearson"] - perfect["ceiling"]) < 0.01
+    assert perfect["pearson"] < 0.99
+    blind = metrics(np.full(400, 0.5), outcomes)
+    assert np.isnan(blind["pearson"]) and np.isnan(blind["spearman"])
+    assert blind["auc"] == 0.5 and blind["brier"] == 0.25
+    assert metrics(1 - rates, outcomes)["auc"] == pytest.approx(1 - perfect["auc"])
+    sure = metrics(rates, np.ones((400, 32)))
+    assert np.isnan(sure["auc"]) and np.isnan(sure["pearson"])
+
+
+def test_correlations_are_scipys(rng: np.random.Generator) -> None:
+    values, outcomes = rng.random(50), (rng.random((50, 4)) < 0.5).astype(float)
+    found = metrics(values, outcomes)
+    assert found["pearson"] == pytest.approx(pearsonr(values, outcomes.mean(1)).statistic)
+    assert found["spearman"] == pytest.approx(spearmanr(values, outcomes.mean(1)).statistic)
+
+
+def test_partial_rewards_count_by_their_size() -> None:
+    # One start, V 0.5 twice: outcomes 0.25 and 0.75 against 0.5.
+    found = metrics(np.array([0.5, 0.5]), np.array([[0.25], [0.75]]))
+    assert found["brier"] == 0.0625 and found["ece"] == 0.0
+
+
+def test_intervals(rng: np.random.Generator) -> None:
+    rates = rng.random(100)
+    outcomes = (rng.random((100, 16)) < rates[:, None]).astype(float)
+    found = calibration.calibration(rates, outcomes)
+    for name, value in metrics(rates, outcomes).items():
+        assert found[name].estimate == value and found[name].low < value < found[name].high, name
+    # Fisher's interval of a correlation r from 100: tanh(atanh r -+ 1.96 / sqrt 97); the bootstrap's is about as wide
+    r = found["pearson"].estimate
+    low, high = np.tanh(np.arctanh(r) - 0.199), np.tanh(np.arctanh(r) + 0.199)
+    assert 0.5 < (found["pearson"].high - found["pearson"].low) / (high - low) < 1.5
+
+
+def test_a_pair_differs_by_what_one_knows_more(rng: np.random.Generator) -> None:
+    rates = rng.random(200)
+    outcomes = (rng.random((200, 32)) < rates[:, None]).astype(float)
+    same = paired_difference((rates, outcomes), (rates, outcomes))
+    assert all(tuple(interval) == (0, 0, 0) for interval in same.values())
+    worse = rates + 0.5 * rng.standard_normal(200)
+    found = paired_difference((rates, outcomes), (worse, outcomes))
+    assert found["pearson"].low > 0.1 and found["brier"].high < 0
+    assert found["ceiling"] == (0, 0, 0)
+    with pytest.raises(ValueError, match="same starts, got 200 and 199"):
+        paired_difference((rates, outcomes), (rates[1:], outcomes[1:]))
+
+
+@pytest.mark.parametrize(
+    ("values", "outcomes", "told"),
+    [
+        ([0.5], [1.0], r"outcomes \(P, n\), got \(1,\) and \(1,\)"),
+        ([0.5, 0.5], [[1.0]], r"got \(2,\) and \(1, 1\)"),
+        ([np.nan], [[1.0]], "finite, got nan"),
+        ([0.5], [[2.0]], r"\[0, 1\], got 2 to 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(values, outcomes, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        metrics(np.array(values), np.array(outcomes))
+
+
+def test_a_critic_of_control_is_measured() -> None:
+    env = episodes("sppo/PrecisionCartPole-v0", horizon=20)
+    for kind in (SPPO, PPO):
+        agent = kind(env, seed=0)
+        sampler = ControlSampler(episodes("sppo/PrecisionCartPole-v0", horizon=20), policy=agent.policy)
+        values, outcomes = measure(agent, sampler, np.arange(5), 3)
+        assert values.shape == (5,) and outcomes.shape == (5, 3)
+        assert len(np.unique(values)) == 5
+        assert sampler.counts["episodes"] == 15 and agent.sampler.counts["episodes"] == 0
+        first = sampler.rollout(np.array([3]))
+        value = agent.critic.value(first) if kind is SPPO else agent.critic.values(first)[:, 0]
+        assert values[3] == pytest.approx(float(value), abs=1e-6)
+    with pytest.raises(ValueError, match="Tracker has no critic"):
+        measure(Tracker(env), sampler, np.arange(5), 3)
+
+
+def test_a_run_is_calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [tmp_path / agent for agent in ("sppo", "ppo")]
+    for folder in folders:
+        options = {"env_kwargs": {"horizon": 20}, "total_episodes": 64, "n_evals": 1, "n_eval_episodes": 4}
+        config = resolve(RunConfig(agent=folder.name, start="none", **options))
+        run([config], [folder])
+    with pytest.raises(ValueError, match="calibrate it first"):
+        Calibrate(run=folders[0], against=folders[1])()
+    Calibrate(run=folders[1], prompts=12, samples=4)()
+    capsys.readouterr()
+    Calibrate(run=folders[0], prompts=12, samples=4, against=folders[1])()
+    shown = capsys.readouterr().out
+    content = json.loads((folders[0] / "calibration.json").read_text())
+    assert content["starts"] == list(range(12)) and np.shape(content["outcomes"]) == (12, 4)
+    values, outcomes = np.array(content["values"]), np.array(content["outcomes"])
+    assert content["metrics"]["brier"][0] == pytest.approx(metrics(values, outcomes)["brier"])
+    assert shown.count("brier") == 2 and f"less {folders[1]}" in shown
+    assert (folders[0] / "calibration.svg").exists()
+    Calibrate(run=folders[1], prompts=6, samples=4)()
+    with pytest.raises(ValueError, match="other starts"):
+        Calibrate(run=folders[0], prompts=12, samples=4, against=folders[1])()
+
+
+def test_the_plot_is_drawn(tmp_path: Path) -> None:
+    png, svg = plot_reliability(VALUES, OUTCOMES, tmp_path / "reliability")
+    assert png.read_bytes()[:4] == b"\x89PNG"
+    text = svg.read_text()
+    assert "success rate in 2 episodes" in text and "predicted by the critic" in text
