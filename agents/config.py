@@ -33,7 +33,7 @@ class AgentConfig:
         mask_threshold: rho in (0, 1): only steps whose action had a probability below rho carry loss, or, where actions
             are continuous, the share rho of the batch's steps with the lowest densities. None: all steps.
         kl_coef: weight of the divergence from the reference, which is the policy as it was when learning began.
-        kl_estimator: "k1", "k2" or "k3", see `losses.kl_estimate`.
+        kl_estimator: "k1", "k2" or "k3", see `losses.kl_estimate`: k2 or k3 in the loss, k1 in the reward.
         kl_in: "loss" adds it to each step's loss; "reward" takes it off each step's reward, before credit is given.
         critic_warmup: first updates, in which the critic learns and the policy stays as it is.
         adam_eps: Adam's epsilon.

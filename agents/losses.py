@@ -98,8 +98,9 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator) 
     k1 = d;  k2 = d^2 / 2;  k3 = exp(-d) - 1 + d
 
     k1 is unbiased and may be negative; k2 is biased and never negative; k3 is unbiased and never negative. As a loss
-    to differentiate, k2 has the gradient of the divergence, k3 that of the reverse divergence, and k1 none on average:
-    k1 belongs in the reward.
+    to differentiate, k2 has the gradient of the divergence, k3 that of the reverse divergence, and k1 none on average.
+    In the reward k1 alone has the divergence's gradient: k2 and k3 charge an action that has become rare more than the
+    one that has replaced it, and may drive the policy further away.
 
     Source: Schulman 2020, "Approximating KL divergence".
 

@@ -108,6 +108,21 @@ def test_what_the_estimators_estimate_and_where_their_gradients_lead() -> None:
         assert logits.grad is not None and float(logits.grad[0, 0]) == pytest.approx(slope, abs=1e-6)
 
 
+def test_in_the_reward_only_the_first_leads_back() -> None:
+    """Policy (0.8, 0.2), reference (1/2, 1/2): the gradient of the expected charge is p_1 p_2 (k_1 - k_2).
+
+    d = 0.470004 and -0.916291: k1 0.16 x 1.386294; k2 0.16 x (0.110452 - 0.419794), which leads away; k3 alike,
+    0.16 x (0.095004 - 0.583709).
+    """
+    ref, p = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.8, 0.2]])
+    for name, slope in (("k1", 0.221807), ("k2", -0.049495), ("k3", -0.078193)):
+        logits = p.log().requires_grad_()
+        logprobs = logits.log_softmax(1)
+        charge = kl_estimate(logprobs.detach(), ref, name)  # type: ignore[arg-type]
+        (p * logprobs * charge).sum().backward()
+        assert logits.grad is not None and float(logits.grad[0, 0]) == pytest.approx(slope, abs=1e-5)
+
+
 def test_mask_of_probabilities_by_hand() -> None:
     logprobs = torch.tensor([[0.1, 0.5, 0.95], [0.9, 0.2, 0.1]]).log()
     valid = torch.tensor([[T, T, T], [T, T, F]])
