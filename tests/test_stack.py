@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sppo.agents import AGENTS, PPO, SPPO, Agent, ControlSampler
+from sppo.agents import AGENTS, GRPO, PPO, SPPO, Agent, ControlSampler
 from sppo.agents.stack import Stack, can_stack, learn
 from sppo.envs import episodes
 
@@ -47,7 +47,17 @@ def assert_same_metrics(stacked: dict[str, float], alone: dict[str, float]) -> N
             assert stacked[name] == pytest.approx(value, abs=2e-3, rel=2e-3, nan_ok=True), name
 
 
-@pytest.mark.parametrize("name", AGENTS)
+STACKABLE = [
+    name for name, kind in AGENTS.items() if kind(episodes("sppo/SparseChain-v0"), **SETTINGS).collects_plainly
+]
+
+
+def test_most_agents_stack() -> None:
+    assert {"ppo", "sppo", "tracker", "reinforce", "grpo", "drgrpo", "gspo", "rloo", "restem", "dpo"} <= {*STACKABLE}
+    assert "dapo" not in STACKABLE
+
+
+@pytest.mark.parametrize("name", STACKABLE)
 @pytest.mark.parametrize("env_id", [UNEQUAL, "sppo/SparseChain-v0"])
 def test_stacked_is_alone(name: str, env_id: str) -> None:
     stacked, alone = (made(AGENTS[name], env_id) for _ in range(2))
@@ -186,6 +196,8 @@ def test_what_cannot_be_stacked() -> None:
     assert can_stack([first, PPO(env, seed=1)])
     for settings in ({"n_steps": 8}, {"microbatch_size": 2}):
         assert not can_stack([PPO(env, seed=seed, **settings) for seed in range(2)])
+
+    assert not can_stack([GRPO(env, seed=seed, dynamic_sampling=1) for seed in range(2)])
 
     class Tree(PPO):
         def collect(self, sampler: Any, starts: Any) -> Any:
