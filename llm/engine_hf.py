@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from sppo.llm.engine import Completion
+from sppo.llm.policy import products, shared_columns
 
 DROP_SHARE = 0.125  # of the rows must have finished before the cache is compacted: compacting copies it
 
@@ -23,9 +24,11 @@ class _Layer(DynamicLayer):
         self.capacity, self.length = capacity, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
+        # Where products are narrower than the rest, keys come from the rotation in the wide type: they are used in the
+        # narrow one anyway.
+        self.dtype, self.device = value_states.dtype, key_states.device
         rows, heads, _, _ = key_states.shape
-        self.all_keys = key_states.new_empty(rows, heads, self.capacity, key_states.shape[-1])
+        self.all_keys = value_states.new_empty(rows, heads, self.capacity, key_states.shape[-1])
         self.all_values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
         self.keys, self.values = self.all_keys[:, :, :0], self.all_values[:, :, :0]
         self.is_initialized = True
@@ -44,6 +47,13 @@ class _Layer(DynamicLayer):
         """Only these rows from now on."""
         self.all_keys, self.all_values = self.all_keys[rows], self.all_values[rows]
         self.keys, self.values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
+
+
+def _draw(log_p: Tensor, generator: torch.Generator) -> Tensor:
+    """One token per row, by the inverse of the cumulative distribution: a random number per row, not per token."""
+    cumulative = log_p.exp().cumsum(-1)
+    uniform = torch.rand(len(log_p), 1, generator=generator, device=log_p.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, uniform, right=True).squeeze(1).clamp(max=log_p.shape[1] - 1)
 
 
 class HFEngine:
@@ -92,23 +102,29 @@ class HFEngine:
         done: dict[int, Completion] = {}
         seed = int(generator.integers(2**63 - 1))
         torch_generator = torch.Generator(self.policy.device).manual_seed(seed)
-        for first in range(0, len(order), self.batch_size):
-            rows = order[first : first + self.batch_size]
-            parts = self._batch([prefixes[i] for i in rows], [max_new_tokens[i] for i in rows], greedy, torch_generator)
-            done.update(zip(rows, parts, strict=True))
+        with products(self.policy.model.base_model):
+            for first in range(0, len(order), self.batch_size):
+                rows = order[first : first + self.batch_size]
+                limits = [max_new_tokens[i] for i in rows]
+                parts = self._batch([prefixes[i] for i in rows], limits, greedy, torch_generator)
+                done.update(zip(rows, parts, strict=True))
         return [done[i] for i in range(len(prefixes))]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode, autocast would convert the weights anew at every token
     def _batch(
         self, prefixes: list[Tensor], limits: list[int], greedy: bool, generator: torch.Generator
     ) -> list[Completion]:
         model, device, n = self.policy.model, self.policy.device, len(prefixes)
+        right = nn.utils.rnn.pad_sequence(prefixes, batch_first=True)
+        shared = shared_columns(right, min(map(len, prefixes)) - 1)
         width, longest = max(map(len, prefixes)), max(limits)
         ids = torch.zeros(n, width, dtype=torch.int64, device=device)
         mask = torch.zeros(n, width + longest, dtype=torch.int64, device=device)
+        mask[:, :shared] = 1
         for i, prefix in enumerate(prefixes):  # on the left, so that all rows write the same column of the cache
-            ids[i, width - len(prefix) :] = prefix
-            mask[i, width - len(prefix) :] = 1  # and whatever is generated after it
+            rest = len(prefix) - shared
+            ids[i, width - rest :] = prefix[shared:]
+            mask[i, width - rest :] = 1  # and whatever is generated after it
         limit = torch.tensor(limits, device=device)
         tokens = torch.zeros(n, longest, dtype=torch.int64, device=device)
         logprobs = torch.zeros(n, longest, device=device)
@@ -118,21 +134,24 @@ class HFEngine:
         cache = Cache(layers=list(layers))
         rows = torch.arange(n, device=device)[limit > 0]  # those in the cache; `alive` of them still generate
         alive = torch.ones(len(rows), dtype=torch.bool, device=device)
+        if shared and len(rows):  # what all begin with is read once
+            model.base_model(input_ids=right[:1, :shared].to(device), past_key_values=cache, use_cache=True)
+            for layer in layers:
+                layer.keep(torch.zeros(len(rows), dtype=torch.int64, device=device))
         position = mask[:, :width].cumsum(1)[rows] - 1
-        inputs, positions = ids[rows], position.clamp(min=0)
+        inputs, positions = ids[rows, shared:], position.clamp(min=0)[:, shared:]
         for t in range(longest):
             if not len(rows):
                 break
-            output = model(
+            output = model.base_model(
                 input_ids=inputs,
                 attention_mask=mask[rows, : width + t],
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
             )
-            log_p = (output.logits[:, -1].float() / self.policy.temperature).log_softmax(-1)
-            chosen = log_p.argmax(-1) if greedy else torch.multinomial(log_p.exp(), 1, generator=generator).squeeze(1)
+            log_p = self.policy.log_distribution(output.last_hidden_state[:, -1])
+            chosen = log_p.argmax(-1) if greedy else _draw(log_p, generator)
             tokens[rows, t] = chosen
             logprobs[rows, t] = log_p.gather(1, chosen[:, None]).squeeze(1)
             stop = torch.isin(chosen, self.stops)

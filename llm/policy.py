@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from sppo.agents.batch import Choices, Rows
 from sppo.agents.losses import ValueLossName, from_units_of_return, in_units_of_return, value_loss
 
-CHUNK = 1024  # tokens whose logits are held at a time
+LOGITS = 2**22  # held at a time: 16 MB
 ATTENTION = "eager"  # on a CPU and for short rows, plain products beat the fused kernel, by 1.5 to 4 times
 SHARED = 8  # tokens from which on a beginning that all rows share is worth a pass of its own
 
@@ -40,12 +40,12 @@ class Prefixes:
 
 def load_model(source: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A causal language model from a save_pretrained folder, a hub name, or a .gguf file (dequantised)."""
-    path = Path(source)
+    path, options = Path(source), {"dtype": dtype, "attn_implementation": ATTENTION}
     if path.exists():  # a bar is for what takes long: a download
         transformers_logging.disable_progress_bar()
     if path.suffix != ".gguf":
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(source, **options)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **options)
     # What it keeps from here on are plain weights: saved as a folder, they must not be taken for a quantised file's.
     del model.config.quantization_config
     model.hf_quantizer = None
@@ -115,20 +115,26 @@ class TextPolicy(nn.Module):
         lengths = traj.inputs.lengths
         states, shared = hidden_states(self.model.base_model, sequences(traj), lengths)
         hidden = states[rows, lengths[rows] - 1 - shared + cols]  # (N, D)
-        tokens, head = traj.actions[rows, cols], self.model.get_output_embeddings()
+        tokens = traj.actions[rows, cols]
+        chunk = max(1, LOGITS // self.model.get_output_embeddings().weight.shape[0])
         with products(self.model.base_model):
             parts = [
-                checkpoint(self._chunk, h, t, head, entropy, use_reentrant=False)
-                for h, t in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True)
+                checkpoint(self._chunk, h, t, entropy, use_reentrant=False)
+                for h, t in zip(hidden.split(chunk), tokens.split(chunk), strict=True)
             ]
         empty = torch.zeros(traj.valid.shape, device=hidden.device)
         spread = [empty.index_put((rows, cols), torch.cat([part[i] for part in parts])) for i in range(1 + entropy)]
         return spread[0], spread[1] if entropy else None
 
-    def _chunk(self, hidden: Tensor, tokens: Tensor, head: nn.Module, entropy: bool) -> tuple[Tensor, ...]:
-        log_p = (head(hidden).float() / self.temperature).log_softmax(-1)  # (n, V), never for more than CHUNK tokens
+    def _chunk(self, hidden: Tensor, tokens: Tensor, entropy: bool) -> tuple[Tensor, ...]:
+        log_p = self.log_distribution(hidden)
         logprobs = log_p.gather(1, tokens[:, None]).squeeze(1)
         return (logprobs, -(log_p.exp() * log_p).sum(1)) if entropy else (logprobs,)
+
+    def log_distribution(self, hidden: Tensor) -> Tensor:
+        """(n, V) log-probabilities of the next token at the sampling temperature, from the last layer (n, D)."""
+        logits = self.model.get_output_embeddings()(hidden).float()
+        return (logits if self.temperature == 1 else logits / self.temperature).log_softmax(-1)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model and its tokenizer as transformers does."""
@@ -171,7 +177,7 @@ def hidden_states(base: Any, ids: Tensor, lengths: Tensor) -> tuple[Tensor, int]
     with products(base):
         if not shared:
             return base(input_ids=ids, use_cache=False).last_hidden_state, 0
-        cache = DynamicCache(config=base.config)
+        cache: Any = DynamicCache(config=base.config)
         base(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True)
         for layer in cache.layers:
             layer.keys = layer.keys.expand(len(ids), -1, -1, -1)
@@ -252,9 +258,14 @@ class TextStepCritic(_TextCritic):
         return scores.gather(1, at.clamp(max=scores.shape[1] - 1))
 
 
-def critic_base(model: Any, *, layers: int | None = None) -> Any:
-    """A copy of a causal model's body to put a critic's head on, cut to its first `layers` layers if given."""
+def critic_base(model: Any, *, layers: int | None = None, dtype: torch.dtype | None = None) -> Any:
+    """A copy of a causal model's body to put a critic's head on, cut to its first `layers` layers if given.
+
+    `dtype` is of its matrix products; by default as in the policy that has this model.
+    """
     base = copy.deepcopy(model.base_model)
+    if dtype is not None:
+        base.products = dtype
     if layers is not None and layers < len(base.layers):
         base.layers = base.layers[:layers]
         base.config = copy.deepcopy(base.config)

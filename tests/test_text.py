@@ -27,7 +27,7 @@ from sppo.llm.tokenizer import character_tokenizer, load_tokenizer
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("batch_size", [256, 3])
 def test_recomputed_logprobs_equal_the_sampled_ones(temperature, batch_size, monkeypatch):
-    monkeypatch.setattr(policy_module, "CHUNK", 7)  # several chunks, the last one short
+    monkeypatch.setattr(policy_module, "LOGITS", 7 * 7)  # 7 tokens of the 7 in the vocabulary, the last chunk short
     sampler = toy_sampler(toy_policy(temperature=temperature, spread=3), batch_size=batch_size)
     traj = sampler.rollout(sampler.starts(16))
     assert len(set(traj.lengths.tolist())) > 1, "rows of unequal length, or padding goes untested"
