@@ -183,7 +183,7 @@ def plot_reliability(values: Floats, outcomes: Floats, stem: Path | str) -> list
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         ax.set_xlabel("success rate predicted by the critic")
         ax.set_ylabel(f"success rate in {outcomes.shape[1]} episodes")
-        ax.legend(loc="upper left")
+        ax.legend(loc="lower right")
     return _save(figure, stem)
 
 
