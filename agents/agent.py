@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,20 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sppo.agents import storage
-from sppo.agents.batch import Choices, Experience, Trajectories
+from sppo.agents.batch import Experience, Trajectories
 from sppo.agents.config import AgentConfig, make_config
 from sppo.agents.control import ControlSampler
 from sppo.agents.credit import whiten
 from sppo.agents.diagnostics import credit_metrics, critic_metrics, rollout_metrics
 from sppo.agents.learners import LocalLearner
-from sppo.agents.losses import aggregation_weights, kl_estimate, probability_mask
-from sppo.agents.protocols import Episodes, Learner, Sampler
-from sppo.agents.reference import Penalised, evaluate, frozen
+from sppo.agents.losses import aggregation_weights, probability_mask
+from sppo.agents.policy_and_critic import update_all
+from sppo.agents.protocols import Episodes, Sampler
+from sppo.agents.reference import Penalised, WithReference
 from sppo.agents.sampling import Stream
-from sppo.agents.update import PolicyLoss, ValueLoss, minimise_all
+from sppo.agents.update import PolicyLoss
 
 
-class Agent:
+class Agent(WithReference):
     """Base of all algorithms: a subclass says how to `collect` episodes and how to give `credit`.
 
     Args:
@@ -45,7 +45,6 @@ class Agent:
     Config: ClassVar[type[AgentConfig]] = AgentConfig
     Loss: ClassVar[type[PolicyLoss]] = PolicyLoss
     critic_sees: ClassVar[Literal["start", "steps"] | None] = None
-    needs_reference: ClassVar[bool] = False  # also without a KL term
 
     def __init__(
         self,
@@ -81,7 +80,6 @@ class Agent:
         )
         if self.config.critic_warmup and self.critic_learner is None:
             raise ValueError(f"critic_warmup needs a critic that learns, and {type(self).__name__} has none")
-        self.reference: Any = None  # the policy as it was when learning began, where a loss or a reward reads it
         self.generator = np.random.default_rng([self.config.seed, 1])
         self.stream = Stream(self.sampler, self.config.n_steps) if self.config.n_steps is not None else None
         self.n_updates = 0
@@ -214,30 +212,6 @@ class Agent:
             "time/fps": (self.num_steps - before[0]) / seconds,
         }
 
-    # The reference policy.
-
-    @property
-    def charges_in_reward(self) -> bool:
-        return bool(self.config.kl_coef) and self.config.kl_in == "reward"
-
-    def freeze_reference(self) -> None:
-        """Keep the policy as it is now, before the first update, if anything is to be compared with it."""
-        if self.reference is None and (self.needs_reference or self.config.kl_coef):
-            self.reference = frozen(self.policy)
-
-    def ref_logprobs(self, traj: Choices) -> Tensor | None:
-        """(B, T) under the reference, if there is one."""
-        return None if self.reference is None else evaluate(self.reference, traj, self.config.microbatch_size)
-
-    def penalised(self, traj: Trajectories) -> Trajectories:
-        """With rewards less kl_coef times the divergence from the reference, if that is where it goes."""
-        if not self.charges_in_reward:
-            return traj
-        ref_logprobs = self.ref_logprobs(traj)
-        assert ref_logprobs is not None
-        kl = kl_estimate(traj.logprobs, ref_logprobs, self.config.kl_estimator)
-        return replace(traj, rewards=traj.rewards - self.config.kl_coef * torch.where(traj.valid, kl, 0.0))
-
     # What the one update reads.
 
     def policy_loss(self, policy: Any) -> PolicyLoss:
@@ -308,46 +282,3 @@ class Agent:
     def settings(self) -> dict[str, Any]:
         """Every setting, as JSON values."""
         return asdict(self.config) | {k: list(v) if isinstance(v, tuple) else v for k, v in self.network.items()}
-
-
-def update_all(
-    agents: Sequence[Agent],
-    experiences: Sequence[Experience],
-    learner: Learner,
-    policy: Any,
-    critic_learner: Learner | None,
-    critic: Any,
-) -> list[dict[str, float]]:
-    """The one update, for an agent or for several that differ by seed alone with their networks side by side."""
-    first = agents[0]
-    c = first.config
-    schedule: dict[str, Any] = {
-        "n_epochs": c.n_epochs,
-        "n_minibatches": c.n_minibatches,
-        "microbatch_size": c.microbatch_size,
-        "generators": [agent.generator for agent in agents],
-    }
-    loss = first.policy_loss(policy)
-    results: list[dict[str, float]] = [{"train/n_updates": 0.0} for _ in agents]
-    if first.n_updates >= c.critic_warmup:
-        results = minimise_all(
-            learner,
-            loss,
-            [agent.policy_experience(e) for agent, e in zip(agents, experiences, strict=True)],
-            batch_size=c.batch_size,
-            stop=None if c.target_kl is None else lambda means: means["train/approx_kl"] > 1.5 * c.target_kl,
-            skip_silent=not (loss.ent_coef or loss.kl_coef),
-            **schedule,
-        )
-    if critic_learner is not None:
-        critics = minimise_all(
-            critic_learner,
-            ValueLoss(critic),
-            [agent.critic_experience(e) for agent, e in zip(agents, experiences, strict=True)],
-            batch_size=first.critic_batch_size(),
-            **schedule,
-        )
-        for result, its_critic in zip(results, critics, strict=True):
-            result["train/value_loss"] = its_critic["train/value_loss"]
-            result["train/critic_grad_norm"] = its_critic["train/grad_norm"]
-    return results

@@ -129,3 +129,18 @@ def overlong_penalty(lengths: Tensor, horizon: float, buffer: float) -> Tensor:
         (B,), to be added to the outcomes.
     """
     return ((horizon - buffer - lengths) / buffer).clamp(-1, 0)
+
+
+def preference_pairs(success: Tensor, group: Tensor) -> Tensor:
+    """Rows (2P,): a success, a failure, a success, ..., neighbours from one group; the k-th of each make a pair.
+
+    Args:
+        success: (B,) bool.
+        group: (B,) int64 ids.
+    """
+    rows = []
+    for one in group.unique():
+        good, bad = (((group == one) & kind).nonzero().squeeze(1) for kind in (success, ~success))
+        n = min(len(good), len(bad))
+        rows.append(torch.stack([good[:n], bad[:n]], 1).flatten())
+    return torch.cat(rows) if rows else group[:0]

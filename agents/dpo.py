@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.credit import preference_pairs
 from sppo.agents.groups import GroupAgent, GroupConfig
 from sppo.agents.losses import Aggregation
 from sppo.agents.update import PolicyLoss, Stats
@@ -31,21 +32,6 @@ class DPOConfig(GroupConfig):
         super().__post_init__()
         if not self.beta > 0:
             raise ValueError(f"beta must be positive, got {self.beta}")
-
-
-def pairs(success: Tensor, group: Tensor) -> Tensor:
-    """Rows (2P,): a success, a failure, a success, ..., neighbours from one group; the k-th of each make a pair.
-
-    Args:
-        success: (B,) bool.
-        group: (B,) int64 ids.
-    """
-    rows = []
-    for one in group.unique():
-        good, bad = (((group == one) & kind).nonzero().squeeze(1) for kind in (success, ~success))
-        n = min(len(good), len(bad))
-        rows.append(torch.stack([good[:n], bad[:n]], 1).flatten())
-    return torch.cat(rows) if rows else group[:0]
 
 
 @dataclass(frozen=True)
@@ -87,7 +73,7 @@ class DPO(GroupAgent):
         return super().loss_settings() | {"beta": self.config.beta}
 
     def credit(self, traj: Trajectories) -> Experience:
-        rows = pairs(traj.success, traj.group)
+        rows = preference_pairs(traj.success, traj.group)
         keep = torch.zeros_like(traj.success).index_fill(0, rows, True)
         sign = torch.where(traj.success, 1.0, -1.0)[:, None] * (keep[:, None] & traj.valid)
         return replace(self.experience(traj, sign, keep=keep), advantages=sign)  # never whitened
@@ -95,4 +81,4 @@ class DPO(GroupAgent):
     def policy_experience(self, experience: Experience) -> Experience:
         counting = experience[experience.share.any(1).nonzero().squeeze(1)]
         assert isinstance(counting.traj, Trajectories)
-        return super().policy_experience(counting[pairs(counting.traj.success, counting.traj.group)])
+        return super().policy_experience(counting[preference_pairs(counting.traj.success, counting.traj.group)])

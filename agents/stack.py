@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from sppo.agents.agent import Agent, update_all
+from sppo.agents.agent import Agent
 from sppo.agents.batch import Experience, Trajectories
 from sppo.agents.callbacks import as_callback
 from sppo.agents.learners import StackLearner
 from sppo.agents.networks import stack_networks
+from sppo.agents.policy_and_critic import update_all
 from sppo.agents.rollout import run_episodes
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sppo.agents import DAPO, DPO, GRPO, GSPO, RLOO, DrGRPO, RestEM, Trajectories
 from sppo.agents.batch import Experience
-from sppo.agents.credit import group_statistics, overlong_penalty
-from sppo.agents.dpo import PreferenceLoss, pairs
+from sppo.agents.credit import group_statistics, overlong_penalty, preference_pairs
+from sppo.agents.dpo import PreferenceLoss
 from sppo.agents.gspo import SequenceLoss, mean_over_steps
 from sppo.agents.losses import aggregation_weights
 from sppo.agents.restem import LikelihoodLoss
@@ -283,8 +283,8 @@ def test_pairs_by_hand() -> None:
     """Group 4 has successes 0, 3 and failures 1, 2, 6; group 5 successes 4, 5, 7 and failure 8; group 6 no failure."""
     success = torch.tensor([1, 0, 0, 1, 1, 1, 0, 1, 0, 1]).bool()
     group = torch.tensor([4, 4, 4, 4, 5, 5, 4, 5, 5, 6])
-    assert pairs(success, group).tolist() == [0, 1, 3, 2, 4, 8]
-    assert pairs(success[:0], group[:0]).tolist() == []
+    assert preference_pairs(success, group).tolist() == [0, 1, 3, 2, 4, 8]
+    assert preference_pairs(success[:0], group[:0]).tolist() == []
     experience = DPO(chain(), **SMALL).credit(grouped([1, 0, 0, 1, 1, 1, 0, 1, 0, 1], group.tolist()))
     assert experience.share.any(1).tolist() == [True, True, True, True, True, False, False, False, True, False]
 

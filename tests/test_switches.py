@@ -275,3 +275,16 @@ def test_a_language_model_keeps_its_start_and_goes_on(name: str, tmp_path: Path)
     metrics, others = agents[0].train_once(), again.train_once()
     assert metrics["train/reference_kl"] == others["train/reference_kl"] > 0
     assert torch.equal(again.learner.flat, agents[0].learner.flat)
+
+
+def test_text_without_pairs_teaches_nothing() -> None:
+    pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
+    from fake_text import toy_sampler
+
+    sampler = toy_sampler()
+    sampler.task.score = lambda prompt, response: type("Score", (), {"reward": 0.0, "reason": "wrong"})()
+    for name in ("dpo", "restem", "dapo"):
+        agent = AGENTS[name](sampler, episodes_per_update=16, kl_coef=0.1)
+        before = agent.learner.flat.clone()
+        assert agent.train_once()["train/n_updates"] == 0
+        assert torch.equal(agent.learner.flat, before)
