@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
 
-from fake_text import ToyTask, toy_policy, toy_sampler
+from fake_text import ToyPrompt, ToyTask, toy_policy, toy_sampler
 
 from sppo.agents import AGENTS, SPPO
 from sppo.agents.batch import Experience
@@ -18,10 +19,10 @@ from sppo.agents.learners import LocalLearner
 from sppo.agents.losses import aggregation_weights
 from sppo.agents.update import PolicyLoss, minimise
 from sppo.llm import policy as policy_module
-from sppo.llm.engine_hf import HFEngine
-from sppo.llm.policy import TextPolicy, load_model, tiny_model
+from sppo.llm.engine_hf import HFEngine, _draw
+from sppo.llm.policy import TextPolicy, load_model, products, tiny_model
 from sppo.llm.text_env import TextEnv
-from sppo.llm.tokenizer import character_tokenizer, load_tokenizer
+from sppo.llm.tokenizer import character_tokenizer, encode_prompt, load_tokenizer
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -45,6 +46,60 @@ def test_evaluation_does_not_depend_on_the_rows_beside():
     assert torch.allclose(torch.cat([p[0] for p in parts]), whole[order], atol=1e-5)
     assert torch.allclose(torch.cat([p[1] for p in parts]), entropy[order], atol=1e-5)
     assert (entropy[traj.valid] > 0).all() and (entropy[~traj.valid] == 0).all()
+
+
+def long_prompts() -> list[ToyPrompt]:
+    """Nine tokens that all rows begin with, and one to three of their own."""
+    return [ToyPrompt("ab=;abab=" + "ab;"[: 1 + i % 3], i) for i in range(12)]
+
+
+def test_a_beginning_that_rows_share_may_be_read_once_or_once_per_row(monkeypatch):
+    def all_of_it() -> list[torch.Tensor]:
+        sampler = toy_sampler(toy_policy(spread=30), prompts=long_prompts(), max_completion_length=12)
+        traj = sampler.rollout(np.arange(12))
+        greedy = sampler.rollout(np.arange(12), greedy=True)
+        logprobs, _ = sampler.policy.evaluate(traj)
+        logprobs.sum().backward()
+        start, step = sampler.start_critic("bce"), sampler.step_critic("bce")
+        for critic in (start, step):
+            torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
+        gradient = torch.cat([p.grad.flatten() for p in sampler.policy.parameters()])
+        values = [start.value(traj), step.values(traj)]
+        return [traj.actions, greedy.actions, traj.logprobs, logprobs.detach(), gradient, *values]
+
+    inputs = long_prompts()[:2]
+    ids = torch.tensor([encode_prompt(toy_policy().tokenizer, p.prompt)[:10] for p in inputs])
+    assert policy_module.shared_columns(ids, 9) == 9 and policy_module.shared_columns(ids[:1], 9) == 0
+    once = all_of_it()
+    monkeypatch.setattr(policy_module, "SHARED", 1000)
+    for shared, own in zip(once, all_of_it(), strict=True):
+        assert torch.allclose(shared.float(), own.float(), atol=1e-4, rtol=1e-4)
+    assert torch.allclose(once[2], once[3], atol=1e-5)
+
+
+def test_products_in_bfloat16_leave_weights_and_gradients_in_float32():
+    exact = toy_policy(spread=3)
+    policy = TextPolicy(copy.deepcopy(exact.model), exact.tokenizer, dtype=torch.bfloat16)
+    sampler = toy_sampler(policy, prompts=long_prompts())
+    traj = sampler.rollout(np.arange(12))
+    logprobs, _ = policy.evaluate(traj)
+    logprobs.sum().backward()
+    # bfloat16 has 8 significant bits: the two differ by rounding, as does float32 from both.
+    assert torch.allclose(logprobs, traj.logprobs, atol=0.1)
+    assert 1e-5 < (exact.evaluate(traj)[0] - logprobs).abs().max() < 0.1
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in policy.parameters())
+    critic = sampler.start_critic("bce")
+    with products(critic.base):
+        assert torch.is_autocast_enabled("cpu"), "a critic's body computes as its policy does"
+
+
+def test_tokens_are_drawn_with_their_probabilities():
+    log_p = torch.tensor([[0.5, 0.0, 0.3, 0.2], [0.0, 1.0, 0.0, 0.0]]).log().repeat_interleave(20000, 0)
+    drawn = _draw(log_p, torch.Generator().manual_seed(0)).reshape(2, 20000)
+    share = torch.bincount(drawn[0], minlength=4) / 20000
+    # 5 standard deviations of the share of 20000 are at most 5 sqrt(0.25 / 20000) = 0.018.
+    assert torch.allclose(share, torch.tensor([0.5, 0.0, 0.3, 0.2]), atol=0.018) and share[1] == 0
+    assert (drawn[1] == 1).all()
 
 
 def test_the_stop_token_is_the_last_action_and_the_budget_is_terminal():
