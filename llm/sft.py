@@ -38,9 +38,11 @@ class TextSFTConfig:
     operands: tuple[int, int] = (1, 50)
     """Smallest and greatest operand."""
     p_wrong: float = 0.4
-    """Share of wrong steps in the demonstrations. The model learns the right step and how often to miss it, which is
-    what reinforcement learning can mend."""
-    gradient_steps: int = 3000
+    """Share of wrong steps in the last demonstrations: a model that knows how learns to miss, which is what
+    reinforcement learning can mend."""
+    wrong_steps: int = 300
+    """The last gradient steps, those on demonstrations with wrong steps."""
+    gradient_steps: int = 2000
     learning_rate: float = 1e-3
     """At its peak: it rises over the first `warmup` gradient steps, and falls to nothing with the last."""
     warmup: int = 100
@@ -86,7 +88,8 @@ def fine_tune(config: TextSFTConfig, out: Path, report: Callable[[str], None] = 
     success, steps = 0.0, 0
     while steps < config.gradient_steps:
         for chosen in _like_lengths(prompts, config.batch_size, generator)[: config.gradient_steps - steps]:
-            responses = [task.demonstration(prompt, generator, config.p_wrong) for prompt in chosen]
+            p_wrong = config.p_wrong if steps >= config.gradient_steps - config.wrong_steps else 0.0
+            responses = [task.demonstration(prompt, generator, p_wrong) for prompt in chosen]
             learner.optimizer.param_groups[0]["lr"] = config.learning_rate * _schedule(config, steps)
             data = as_demonstrations(policy, chosen, responses)
             metrics = minimise(learner, loss, data, n_epochs=1, n_minibatches=1, generator=generator)
