@@ -29,15 +29,17 @@ def rollout_metrics(traj: Trajectories, cut: Tensor | None = None) -> dict[str, 
 
 
 def credit_metrics(experience: Experience) -> dict[str, float]:
-    """Spread of the advantages, and the share of rows that carry no signal at all."""
+    """Spread of the advantages, and the shares of rows that carry no signal at all and of steps that carry no loss."""
     if experience.advantages is None:
         return {}
-    chosen = experience.advantages[experience.traj.valid]
+    valid = experience.traj.valid
+    chosen = experience.advantages[valid]
     silent = experience.advantages.abs().amax(1) < 1e-8
     return {
         "credit/advantage_mean": float(chosen.mean()),
         "credit/advantage_std": float(chosen.std(correction=0)),
         "credit/rows_without_signal": float(silent.float().mean()),
+        "credit/masked_steps": float((experience.weight[valid] == 0).float().mean()),
     }
 
 
