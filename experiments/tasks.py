@@ -47,10 +47,11 @@ TEXT_SETTINGS: dict[str, Any] = {"n_epochs": 1, "n_minibatches": 4, "microbatch_
 
 TEXT_TASKS = {
     "text/arithmetic": Task(
+        episodes_per_update=128,
         total_episodes=12_800,
         start="arithmetic",
         env_kwargs={"terms": [2, 3], "operands": [1, 50]},
-        settings={**TEXT_SETTINGS, "learning_rate": 1e-4, "critic_learning_rate": 5e-4},
+        settings={**TEXT_SETTINGS, "learning_rate": 1e-4, "critic_learning_rate": 1e-3, "microbatch_size": 32},
         text={"max_completion_length": 40, "critic_layers": 2, "threads": 1},
     ),
     "text/addition": Task(
