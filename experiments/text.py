@@ -58,7 +58,7 @@ class TextConfig:
     eval_task: str | None = None
     """Evaluate on the test prompts of another task."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    """Of matrix products; weights and optimiser stay in float32."""
     threads: int | None = None
     """Of the process; by default one per processor. The last digits of results depend on it."""
     generation_batch_size: int = 256
@@ -130,7 +130,7 @@ def _make_agent(config: RunConfig) -> Agent:
     torch.set_num_threads(threads(config))
     source = find_model(config.start)
     tokenizer = load_tokenizer(source)
-    policy = TextPolicy(load_model(source), tokenizer, temperature=text.temperature)
+    policy = TextPolicy(load_model(source), tokenizer, temperature=text.temperature, dtype=getattr(torch, text.dtype))
     body = policy.model if text.critic == "policy" else _same_tokens(load_model(find_model(text.critic)), policy)
     sampler = TextSampler(
         _task(config),
