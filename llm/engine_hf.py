@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from sppo.llm.engine import Completion
-from sppo.llm.policy import products, shared_columns
+from sppo.llm.policy import choose_attention, products, shared_columns
 
 DROP_SHARE = 0.125  # of the rows must have finished before the cache is compacted: compacting copies it
 
@@ -118,6 +118,7 @@ class HFEngine:
         right = nn.utils.rnn.pad_sequence(prefixes, batch_first=True)
         shared = shared_columns(right, min(map(len, prefixes)) - 1)
         width, longest = max(map(len, prefixes)), max(limits)
+        choose_attention(model.base_model, width + longest)
         ids = torch.zeros(n, width, dtype=torch.int64, device=device)
         mask = torch.zeros(n, width + longest, dtype=torch.int64, device=device)
         mask[:, :shared] = 1

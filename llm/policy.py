@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sppo.agents.batch import Choices, Rows
 from sppo.agents.losses import ValueLossName, from_units_of_return, in_units_of_return, value_loss
 
 LOGITS = 2**22  # held at a time: 16 MB
-ATTENTION = "eager"  # on a CPU and for short rows, plain products beat the fused kernel, by 1.5 to 4 times
+SHORT = 128  # tokens up to which, on a CPU, plain attention is faster than the fused kernel and its memory small
 SHARED = 8  # tokens from which on a beginning that all rows share is worth a pass of its own
 
 
@@ -40,12 +41,12 @@ class Prefixes:
 
 def load_model(source: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A causal language model from a save_pretrained folder, a hub name, or a .gguf file (dequantised)."""
-    path, options = Path(source), {"dtype": dtype, "attn_implementation": ATTENTION}
+    path = Path(source)
     if path.exists():  # a bar is for what takes long: a download
         transformers_logging.disable_progress_bar()
     if path.suffix != ".gguf":
-        return AutoModelForCausalLM.from_pretrained(source, **options)
-    model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **options)
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
     # What it keeps from here on are plain weights: saved as a folder, they must not be taken for a quantised file's.
     del model.config.quantization_config
     model.hf_quantizer = None
@@ -69,7 +70,6 @@ def tiny_model(vocab_size: int, *, seed: int, hidden: int = 128, layers: int = 4
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config._attn_implementation = ATTENTION
         return LlamaForCausalLM(config)
 
 
@@ -102,7 +102,8 @@ class TextPolicy(nn.Module):
         for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
             if getattr(model.config, name, None) not in (None, 1.0):
                 raise ValueError(f"models with {name} are not supported")
-        model.base_model.products = dtype  # where copies of the body, the critics', find it too
+        # Kept at the body, where its copies, the critics', have them too.
+        model.base_model.products, model.base_model.fused = dtype, model.config._attn_implementation
         model.eval()  # no dropout: recomputed log-probabilities must equal the sampled ones
 
     @property
@@ -173,7 +174,8 @@ def hidden_states(base: Any, ids: Tensor, lengths: Tensor) -> tuple[Tensor, int]
         ids: (B, L) token ids.
         lengths: (B,) of the prefixes; from their last tokens on, states are wanted.
     """
-    shared = shared_columns(ids, int(lengths.min()) - 1)
+    shared = 0 if getattr(base, "whole_rows", False) else shared_columns(ids, int(lengths.min()) - 1)
+    choose_attention(base, ids.shape[1])
     with products(base):
         if not shared:
             return base(input_ids=ids, use_cache=False).last_hidden_state, 0
@@ -190,6 +192,23 @@ def shared_columns(ids: Tensor, most: int) -> int:
     same = (ids[:, :most] == ids[:1, :most]).all(0)
     n = int(same.cumprod(0).sum())
     return n if n >= SHARED and len(ids) > 1 else 0
+
+
+def checkpoint_layers(base: Any) -> None:
+    """Let a body keep only the inputs of its layers for the backward pass, and compute the rest again there."""
+    base.whole_rows = True  # a second pass would write into the cache of a shared beginning again
+    for layer in base.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def choose_attention(base: Any, length: int) -> None:
+    """The faster attention for rows of this length; on other devices, and for bodies of no policy, as it is."""
+    own = getattr(base, "fused", None)
+    if own is None or next(base.parameters()).device.type != "cpu":
+        return
+    wanted = "eager" if length <= SHORT else own
+    if base.config._attn_implementation != wanted:
+        base.set_attn_implementation(wanted)
 
 
 def products(base: Any) -> torch.autocast:

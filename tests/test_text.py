@@ -93,6 +93,17 @@ def test_products_in_bfloat16_leave_weights_and_gradients_in_float32():
         assert torch.is_autocast_enabled("cpu"), "a critic's body computes as its policy does"
 
 
+def test_long_rows_have_fused_attention_and_short_ones_the_same_values(monkeypatch):
+    sampler = toy_sampler(toy_policy(spread=3))
+    traj = sampler.rollout(np.arange(16))
+    short, _ = sampler.policy.evaluate(traj)
+    assert sampler.policy.model.config._attn_implementation == "eager"
+    monkeypatch.setattr(policy_module, "SHORT", 4)
+    fused, _ = sampler.policy.evaluate(traj)
+    assert sampler.policy.model.config._attn_implementation == "sdpa"
+    assert torch.allclose(short, fused, atol=1e-5)
+
+
 def test_tokens_are_drawn_with_their_probabilities():
     log_p = torch.tensor([[0.5, 0.0, 0.3, 0.2], [0.0, 1.0, 0.0, 0.0]]).log().repeat_interleave(20000, 0)
     drawn = _draw(log_p, torch.Generator().manual_seed(0)).reshape(2, 20000)
