@@ -3,7 +3,8 @@
 Generation: 256 prompts of 6 to 24 characters, at most 64 tokens, with weights that stop at each token with one chance
 in thirty, against transformers' own `generate`. Training: one forward and backward pass of the clipped surrogate over
 the same rows, in real tokens per second, against transformers' forward pass over the padded batch with its full
-logits. The contenders take turns, and medians over the rounds are compared.
+logits. The contenders take turns, with the same weights and the same kind of attention, and medians over the rounds
+are compared.
 
     python benchmarks/text_speed.py [--rounds 5]
 """
