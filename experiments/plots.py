@@ -63,6 +63,8 @@ FIRST_TAGS = (
 SKIPPED = ("time/total", "time/n_updates", "time/episodes", "time/steps", "time/seconds", "time/iterations", "count/")
 COUNTERS = ("train/n_updates",)
 MAX_PANELS = 24
+IN_A_ROW = 5
+"""Agents whose names fit into one row."""
 POINTS = 160
 
 
@@ -72,7 +74,8 @@ def colour_of(agents: Sequence[str], agent: str) -> str:
 
 
 def _style_of(agents: Sequence[str], agent: str) -> Any:
-    return STYLES[list(agents).index(agent) % len(STYLES)]
+    i = list(agents).index(agent)
+    return STYLES[(i + i // len(COLOURS)) % len(STYLES)]  # agents of one colour differ in style
 
 
 def common_grid(xs: Sequence[Floats], points: int = POINTS) -> Floats:
@@ -135,11 +138,13 @@ def curves_figure(table: Table, env_ids: Sequence[str] | None = None) -> Figure:
                 draw_curves(ax, table, env_id, x)
             row[0].set_ylabel("success rate on held-out starts")
             row[0].set_title(env_id, loc="left", fontsize="medium", fontweight="bold")
-            # above the panels, where no curve runs; it may reach over its neighbours without moving them
-            legend = row[2].legend(
-                **_legend(table, env_id), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0.1
-            )
-            legend.set_in_layout(False)
+            legend = _legend(table, env_id)
+            if len(legend["labels"]) <= IN_A_ROW:
+                # above the panels, where no curve runs; it may reach over its neighbours without moving them
+                drawn = row[2].legend(**legend, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0.1)
+                drawn.set_in_layout(False)
+            else:
+                row[2].legend(**{**legend, "ncols": 1}, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
     return figure
 
 
