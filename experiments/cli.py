@@ -1,4 +1,4 @@
-"""The command line: `sppo train | compare | experts | sft | report | watch`."""
+"""The command line: `sppo train | compare | experts | sft | eval | calibrate | report | watch`."""
 
 # ruff: noqa: E402 - the thread counts are set before NumPy is imported
 from __future__ import annotations
@@ -21,11 +21,14 @@ import tyro
 
 from sppo.agents import AGENTS
 from sppo.envs import episodes
+from sppo.experiments.calibration import Calibrate
 from sppo.experiments.compare import Job, JobFailed, check, execute, plan
 from sppo.experiments.config import RunConfig, read_config, to_json
 from sppo.experiments.domains import TEXT, resolve
+from sppo.experiments.evaluate import Eval
 from sppo.experiments.process import tune_process
 from sppo.experiments.run import Interrupted
+from sppo.experiments.settings import json_values
 from sppo.experiments.sft import check_fits, fits, sft_config, summary
 from sppo.experiments.tasks import TASKS, short_name
 
@@ -53,7 +56,7 @@ class RunOptions:
     text task (docs/TASKS.md), such as: terms [2,3] operands [1,50]"""
     settings: Options = field(default_factory=dict)
     """Settings of the agent that differ from its defaults (--dry-run prints them all), such as: learning_rate 1e-3
-    n_epochs 2"""
+    n_epochs 2; preset NAME takes published ones (docs/ALGORITHMS.md)."""
     start: Annotated[str, tyro.conf.arg(aliases=("--model",))] = "auto"
     """The start policy: auto (the one that ships for the task and seed, if any), none (random weights), a file, or a
     folder of files named by seed. On text a model: arithmetic, smollm2, a folder, a .gguf file or a hub name."""
@@ -79,10 +82,10 @@ class RunOptions:
 
     def base(self) -> RunConfig:
         return RunConfig(
-            env_kwargs=_values(self.env_options),
-            settings=_values(self.settings),
+            env_kwargs=json_values(self.env_options),
+            settings=json_values(self.settings),
             start=self.start,
-            text=_values(self.text),
+            text=json_values(self.text),
             total_episodes=self.episodes,
             total_steps=self.steps,
             n_evals=self.evals,
@@ -172,7 +175,7 @@ class Experts:
     def __call__(self) -> None:
         from sppo.experiments.experts import expert_config, train_expert
 
-        configs = {env_id: expert_config(env_id, **_values(self.settings)) for env_id in _env_ids(self.env)}
+        configs = {env_id: expert_config(env_id, **json_values(self.settings)) for env_id in _env_ids(self.env)}
         for env_id, config in configs.items():
             episodes(env_id)
             if self.dry_run:
@@ -200,7 +203,7 @@ class SFT:
 
     def __call__(self) -> None:
         tune_process()
-        configs = [sft_config(env_id, **_values(self.settings)) for env_id in _env_ids(self.env)]
+        configs = [sft_config(env_id, **json_values(self.settings)) for env_id in _env_ids(self.env)]
         for config in configs:
             check_fits(config, self.experts / short_name(config.env_id), self.out, self.fits)
             if self.dry_run:
@@ -238,7 +241,7 @@ class Watch:
         print(watch(self.run, self.out, n_episodes=self.episodes))
 
 
-Command = Train | Compare | Experts | SFT | Report | Watch
+Command = Train | Compare | Experts | SFT | Eval | Calibrate | Report | Watch
 
 
 def main() -> None:
@@ -288,18 +291,6 @@ def _show(jobs: list[Job], resume: bool) -> None:
     for configs, folders in jobs:
         for config, folder in zip(configs, folders, strict=True):
             print(json.dumps({"folder": str(folder), **to_json(config)}))
-
-
-def _values(options: dict[str, str]) -> dict[str, Any]:
-    """JSON values where they are such (numbers, true, null, [64,64]), else words."""
-
-    def value(text: str) -> Any:
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError:
-            return text
-
-    return {name.replace("-", "_"): value(text) for name, text in options.items()}
 
 
 if __name__ == "__main__":

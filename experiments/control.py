@@ -18,6 +18,7 @@ from sppo.agents.networks import ControlPolicy, make_policy
 from sppo.agents.storage import load_policy
 from sppo.envs import Episodes, episodes
 from sppo.experiments.config import RunConfig
+from sppo.experiments.domains import agent_settings
 from sppo.experiments.runlog import RunLog
 from sppo.experiments.settings import make
 from sppo.experiments.sft import network_of
@@ -31,13 +32,11 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.text:
         raise ValueError(f"settings of a language model, {', '.join(config.text)}, do not fit {config.env_id}")
     about = task(config.env_id)
-    settings = {"episodes_per_update": about.episodes_per_update, **config.settings, "seed": config.seed}
-    full = make(AGENTS[config.agent].Config, settings)
     start = find_start(config)
     network = {} if start is None else network_of(start)
     return dataclasses.replace(
         config,
-        settings=dataclasses.asdict(full),
+        settings=agent_settings(config),
         start="none" if start is None else _portable(start),
         total_episodes=config.total_episodes or about.total_episodes,
         **network,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from sppo.agents import AGENTS, Agent
 from sppo.agents.callbacks import Callback
+from sppo.agents.presets import PRESETS
 from sppo.experiments.config import RunConfig
 from sppo.experiments.runlog import RunLog
-from sppo.experiments.settings import unknown
+from sppo.experiments.settings import make, unknown
+from sppo.experiments.tasks import task
 
 TEXT = "text/"
 """Begins the environment id of a text task: text/arithmetic."""
@@ -72,6 +75,17 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.seed < 0:
         raise ValueError(f"seed must not be negative, got {config.seed}")
     return domain(config).resolve(config)
+
+
+def agent_settings(config: RunConfig) -> dict[str, Any]:
+    """All settings of the config's agent: its defaults, then the task's, a preset's (`preset NAME`), the config's."""
+    about, given = task(config.env_id), dict(config.settings)
+    preset, known = given.pop("preset", None), PRESETS.get(config.agent, {})
+    if preset is not None and preset not in known:
+        raise ValueError(f"{config.agent} has no presets" if not known else unknown("preset", str(preset), known))
+    chosen = known[preset] if preset is not None else {}
+    settings = {"episodes_per_update": about.episodes_per_update, **about.settings, **chosen, **given}
+    return dataclasses.asdict(make(AGENTS[config.agent].Config, {**settings, "seed": config.seed}))
 
 
 def make_agents(configs: Sequence[RunConfig]) -> list[Agent]:

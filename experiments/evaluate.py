@@ -17,6 +17,8 @@ import numpy as np
 import tyro
 
 from sppo.experiments.config import versions
+from sppo.experiments.run import write_whole
+from sppo.experiments.settings import json_values
 from sppo.experiments.tasks import task as about_task
 
 # What loads models or SciPy is imported when it is called for: the command line loads this file.
@@ -129,18 +131,6 @@ def _schema(arrow: Any) -> Any:
     return arrow.schema([(name, kinds[name]) for name in order.split()])
 
 
-def json_values(options: dict[str, str]) -> dict[str, Any]:
-    """Numbers, lists, true, false and null where the text is JSON, else the text."""
-
-    def value(text: str) -> Any:
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError:
-            return text
-
-    return {name.replace("-", "_"): value(text) for name, text in options.items()}
-
-
 @dataclass(frozen=True)
 class _Asked:
     """A task with the prompts to be answered."""
@@ -230,7 +220,7 @@ class Eval:
             for one in asked
         }
         mean = scores.mean_of_tasks(list(tables.values()), self.seed) if len(tables) > 1 else None
-        _write(out / "summary.json", {"tasks": summaries, "mean": mean})
+        write_whole(out / "summary.json", {"tasks": summaries, "mean": mean})
         table = scores.as_markdown(summaries, mean)
         (out / "summary.md").write_text(table)
         print(table)
@@ -284,7 +274,7 @@ class Eval:
                 raise ValueError(f"{out} holds another evaluation: {'; '.join(other)}")
         else:
             out.mkdir(parents=True, exist_ok=True)
-            _write(file, {**mine, "versions": versions()})
+            write_whole(file, {**mine, "versions": versions()})
 
     def source(self) -> str:
         """Where the model's files are; a run's folder holds its own as `model`."""
@@ -307,12 +297,6 @@ class Eval:
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
-
-
-def _write(path: Path, content: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
 
 
 def _in_words(summary: dict[str, Any]) -> str:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def json_values(options: Mapping[str, str]) -> dict[str, Any]:
+    """The words of a command line as JSON values where they are such (numbers, true, null, [64,64]), else as words."""
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+
+    return {name.replace("-", "_"): value(text) for name, text in options.items()}
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

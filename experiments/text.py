@@ -20,6 +20,7 @@ import torch
 from sppo.agents import AGENTS, Agent
 from sppo.agents.callbacks import Callback
 from sppo.experiments.config import RunConfig
+from sppo.experiments.domains import agent_settings
 from sppo.experiments.runlog import RunLog
 from sppo.experiments.settings import make
 from sppo.experiments.tasks import task as about_task
@@ -77,13 +78,6 @@ class TextConfig:
 def resolve(config: RunConfig) -> RunConfig:
     """See `domains.resolve`."""
     about = about_task(config.env_id)
-    settings = {
-        "episodes_per_update": about.episodes_per_update,
-        **about.settings,
-        **config.settings,
-        "seed": config.seed,
-    }
-    full = make(AGENTS[config.agent].Config, settings)
     for name in set(REFUSED) & set(config.text):
         raise ValueError(
             f"{name} is refused: the update's probability ratios need the probabilities that were sampled from, which "
@@ -96,7 +90,7 @@ def resolve(config: RunConfig) -> RunConfig:
     find_model(start)
     resolved = dataclasses.replace(
         config,
-        settings=dataclasses.asdict(full),
+        settings=agent_settings(config),
         text=dataclasses.asdict(text),
         start=str(Path(start).resolve()) if start not in model_names() and Path(start).exists() else start,
         env_kwargs={**about.env_kwargs, **config.env_kwargs},

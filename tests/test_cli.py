@@ -28,10 +28,12 @@ COMMANDS = {
     "compare": (cli.Compare, cli.RunOptions),
     "experts": (cli.Experts,),
     "sft": (cli.SFT,),
+    "eval": (cli.Eval,),
+    "calibrate": (cli.Calibrate,),
     "report": (cli.Report,),
     "watch": (cli.Watch,),
 }
-POSITIONAL = {("report", "out"): "FOLDER", ("watch", "run"): "RUN"}
+POSITIONAL = {("report", "out"): "FOLDER", ("watch", "run"): "RUN", ("calibrate", "run"): "RUN"}
 CHAIN_ID = "sppo/SparseChain-v0"
 
 
@@ -75,7 +77,12 @@ def test_every_option_is_described(name: str, call: Any) -> None:
     text, code = call(name, "--help")
     assert code == 0
     described = options(text)
-    fields = [f.name for kind in COMMANDS[name] for f in dataclasses.fields(kind) if f.name != "run" or name == "watch"]
+    fields = [
+        f.name
+        for kind in COMMANDS[name]
+        for f in dataclasses.fields(kind)
+        if f.name != "run" or name in ("watch", "calibrate")
+    ]
     for field in fields:
         option = POSITIONAL.get((name, field), "--" + field.replace("_", "-"))
         assert len(described.get(option, "")) > 15, (option, described)
@@ -127,6 +134,8 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
         "refuses an option ('suton')",
     ),
     "setting": (("--settings", "learning_rat", 1), "unknown setting 'learning_rat'; did you mean 'learning_rate'?"),
+    "preset": (("--settings", "preset", "7c"), "unknown preset '7c'; known: 1.5b, 7b, 7b-small-critic"),
+    "preset of an agent without": (("--agent", "tracker", "--settings", "preset", "7b"), "tracker has no presets"),
     "setting of the wrong type": (
         ("--settings", "learning_rate", "fast"),
         "learning_rate must be a number, got 'fast'",

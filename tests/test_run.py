@@ -205,9 +205,15 @@ def test_watch_writes_a_moving_picture(env_id: str, tmp_path: Path) -> None:
         assert opened.is_animated and 1 < opened.n_frames <= 20 and min(opened.size) >= 20
 
 
+def test_a_preset_gives_way_to_the_users_settings_alone() -> None:
+    settings = resolve(replace(CHAIN, agent="grpo", settings={"preset": "deepseekmath", "n_minibatches": 2})).settings
+    assert (settings["num_generations"], settings["episodes_per_update"], settings["n_minibatches"]) == (64, 1024, 2)
+    assert "preset" not in settings
+
+
 def test_watch_needs_a_checkpoint(tmp_path: Path) -> None:
     run([CHAIN], [tmp_path / "run"])
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         (checkpoint / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="has no checkpoint to watch"):
+    with pytest.raises(ValueError, match="has no checkpoint"):
         watch(tmp_path / "run")
