@@ -73,8 +73,8 @@ class Agent(WithReference):
             )
         self.network: dict[str, Any] = getattr(self.sampler, "network", {})
         self.policy = self.sampler.policy
+        self.critic: Any = self.make_critic()  # before a learner may shard the policy, of which it may be a copy
         self.learner = self._learner(self.policy, self.config.learning_rate)
-        self.critic: Any = self.make_critic()
         self.critic_learner = (
             self._learner(self.critic, self.config.critic_learning_rate) if isinstance(self.critic, nn.Module) else None
         )
@@ -88,9 +88,9 @@ class Agent(WithReference):
         self.num_steps = 0  # sampled, in all
         self.seconds = 0.0
 
-    def _learner(self, module: nn.Module, learning_rate: float) -> LocalLearner:
-        c = self.config
-        return LocalLearner(module, learning_rate=learning_rate, max_grad_norm=c.max_grad_norm, adam_eps=c.adam_eps)
+    def _learner(self, module: nn.Module, learning_rate: float) -> Any:
+        c, make = self.config, getattr(self.sampler, "learner", LocalLearner)
+        return make(module, learning_rate=learning_rate, max_grad_norm=c.max_grad_norm, adam_eps=c.adam_eps)
 
     # What an algorithm is: the critic it needs, how it collects episodes, and the credit it gives.
 

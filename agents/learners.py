@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sppo.agents.batch import Experience
+
 # Gradients are rows of one tensor so that each agent's stay its own; autograd would rather have them apart.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
@@ -28,17 +30,21 @@ class _OneProcess:
     def total(self, x: Tensor) -> Tensor:
         return x
 
+    def own_rows(self, batch: Experience, block: int) -> Experience:
+        return batch
+
 
 class LocalLearner(_OneProcess):
     """A module and its Adam on one process.
 
-    Weights and gradients are moved into one flat tensor each, of which the module's are views: clipping and Adam then
-    cost a handful of calls, which for small networks is a good part of the update.
+    Weights that learn and their gradients are moved into one flat tensor each, of which the module's are views:
+    clipping and Adam then cost a handful of calls, which for small networks is a good part of the update. Frozen
+    weights stay where they are, and have neither gradients nor moments.
     """
 
     def __init__(self, module: nn.Module, *, learning_rate: float, max_grad_norm: float, adam_eps: float) -> None:
         self.module, self.max_grad_norm = module, max_grad_norm
-        self.flat = torch.cat([p.detach().flatten() for p in module.parameters()])
+        self.flat = torch.cat([p.detach().flatten() for p in trained(module)])
         self.grad = torch.zeros_like(self.flat)
         self.bind(self.flat, self.grad)
         self.optimizer = torch.optim.Adam([self.flat], lr=learning_rate, eps=adam_eps, fused=True)
@@ -51,19 +57,21 @@ class LocalLearner(_OneProcess):
 
     def step(self, learns: Sequence[bool] = (True,)) -> list[float]:
         norm = float(self.grad.norm())
-        self.check(norm)
+        check_gradient(self.module, norm)
         if learns[0]:
             if norm > self.max_grad_norm:
                 self.grad.mul_(self.max_grad_norm / norm)
             self.optimizer.step()
         return [norm]
 
-    def check(self, norm: float) -> None:
-        if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient of {type(self.module).__name__} is not finite: lower the learning rate, or look for "
-                "rewards or observations that are huge"
-            )
+
+def check_gradient(module: nn.Module, norm: float) -> None:
+    """Raises: FloatingPointError if the gradient of the module is not finite."""
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient of {type(module).__name__} is not finite: lower the learning rate, or look for "
+            "rewards or observations that are huge"
+        )
 
 
 class StackLearner(_OneProcess):
@@ -89,7 +97,7 @@ class StackLearner(_OneProcess):
         norms = torch.linalg.vector_norm(self.grad, dim=1)
         told: list[float] = norms.tolist()
         for learner, norm, own, active in zip(self.learners, told, self.grad, learns, strict=True):
-            learner.check(norm)
+            check_gradient(learner.module, norm)
             learner.flat.grad = own if active else None
         self.grad *= (self.learners[0].max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1.0)[:, None]
         self.optimizer.step()
@@ -98,10 +106,15 @@ class StackLearner(_OneProcess):
         return told
 
 
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that learn."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
 def bind_views(module: nn.Module, flat: Tensor, grad: Tensor) -> None:
-    """Make a module's weights and gradients views of (S, P) tensors, in the order of its parameters."""
+    """Make a module's weights that learn, and their gradients, views of (S, P) tensors, in the order of `trained`."""
     first = 0
-    for p in module.parameters():
+    for p in trained(module):
         here = slice(first, first + p.numel() // len(flat))
         p.data = flat[:, here].view(p.shape)
         p.grad = grad[:, here].view(p.shape)

@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from gymnasium import Space
 
-    from sppo.agents.batch import Choices, Trajectories
+    from sppo.agents.batch import Choices, Experience, Trajectories
 
 Snapshot = dict[str, NDArray[Any]]
 """Complete states of n episodes, time included: named arrays, all with leading axis n."""
@@ -94,8 +94,11 @@ class Learner(Protocol):
     def step(self, learns: Sequence[bool]) -> list[float]:
         """Clip and take an optimiser step for each of S networks that learns; gradient norms before clipping (S,)."""
 
+    def own_rows(self, batch: Experience, block: int) -> Experience:
+        """The rows that this rank takes through the network, of those that all ranks hold; at least one block."""
+
     def total(self, x: Tensor) -> Tensor:
-        """Sum over ranks."""
+        """Sum over ranks of what each made of its share."""
 
 
 @runtime_checkable

@@ -15,8 +15,8 @@ from sppo.agents.losses import kl_estimate
 
 
 def frozen(policy: Any) -> Any:
-    """A copy of a policy that learns nothing and shares no storage with it."""
-    return copy.deepcopy(policy).requires_grad_(False)
+    """A copy of a policy that learns nothing; it shares no weights with it but those that never change."""
+    return copy.deepcopy(policy, {id(p): p for p in policy.parameters() if not p.requires_grad}).requires_grad_(False)
 
 
 def evaluate(policy: Any, traj: Choices, rows_at_a_time: int | None) -> Tensor:

@@ -46,15 +46,21 @@ def load_policy(policy: nn.Module, path: Path) -> None:
     fill(policy, saved, f"the policy {path}")
 
 
-def fill(module: nn.Module, saved: dict[str, Tensor], name: str) -> None:
-    """load_state_dict with an error that says what does not fit."""
-    want = module.state_dict()
+def learned(module: nn.Module, like: nn.Module | None = None) -> dict[str, Tensor]:
+    """A module's state without the weights that do not learn, in it or in `like`: those are made from the settings."""
+    fixed = {name for name, p in (like or module).named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in fixed}
+
+
+def fill(module: nn.Module, saved: dict[str, Tensor], name: str, like: nn.Module | None = None) -> None:
+    """load_state_dict of what is `learned`, with an error that says what does not fit."""
+    want = learned(module, like)
     for key in sorted(want.keys() | saved.keys()):
         a = tuple(want[key].shape) if key in want else None
         b = tuple(saved[key].shape) if key in saved else None
         if a != b:
             raise ValueError(f"{name} does not fit: {key} must be {a}, got {b}")
-    module.load_state_dict(saved)
+    module.load_state_dict(saved, strict=False)
 
 
 def save_agent(agent: Agent, folder: Path) -> None:
@@ -104,11 +110,11 @@ def agent_state(agent: Agent) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     for name, learner in (("policy", agent.learner), ("critic", agent.critic_learner)):
         if learner is not None:
-            _pack(tensors, name, learner.module.state_dict())
+            _pack(tensors, name, learned(learner.module))
             for i, slot in learner.optimizer.state_dict()["state"].items():
                 _pack(tensors, f"{name}_optimizer.{i}", slot)
     if agent.reference is not None:
-        _pack(tensors, "reference", agent.reference.state_dict())
+        _pack(tensors, "reference", learned(agent.reference, like=agent.policy))
     if agent.critic is not None and agent.critic_learner is None:
         values["critic"] = agent.critic.state_dict()
     if agent.stream is not None:
@@ -128,7 +134,7 @@ def restore_agent(agent: Agent, values: dict[str, Any], tensors: dict[str, Tenso
     reference = _unpack(tensors, "reference")
     if reference:
         agent.reference = frozen(agent.policy)
-        fill(agent.reference, reference, "the saved reference")
+        fill(agent.reference, reference, "the saved reference", like=agent.policy)
     if "critic" in values:
         agent.critic.load_state_dict(values["critic"])
     if agent.stream is not None:

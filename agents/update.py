@@ -131,8 +131,8 @@ def minimise(
 ) -> dict[str, float]:
     """Minimise sum(weight * loss) / sum(share) over shuffled minibatches.
 
-    The divisor is taken once per minibatch over all rows and ranks, so that neither microbatch size nor padding, row
-    order or rank count changes the gradient.
+    The divisor is taken once per minibatch over all rows, which all ranks hold and share out, so that neither
+    microbatch size nor padding, row order or rank count changes the gradient.
 
     Args:
         learner: owns gradients and optimiser of the module inside `loss`.
@@ -142,7 +142,7 @@ def minimise(
         n_minibatches: optimiser steps per pass.
         generator: draws the order of each pass.
         batch_size: steps (rows, where the loss is over rows) per minibatch; overrides n_minibatches.
-        microbatch_size: rows per forward and backward pass; None for the whole minibatch.
+        microbatch_size: rows per forward and backward pass, of all ranks together; None for the whole minibatch.
         stop: given a minibatch's averaged statistics, True ends the update before that minibatch's optimiser step.
         skip_silent: do not send rows whose advantages are all 0 through the network. They stay in the divisor, so that
             the gradient is the same, and out of the statistics. For losses whose gradient is 0 where the advantage is.
@@ -193,7 +193,7 @@ def minimise_all(
 
     def total_share(parts: Sequence[Experience | None]) -> Tensor:
         zero = torch.zeros((), device=data[0].share.device)
-        return learner.total(torch.stack([zero if part is None else part.share.sum() for part in parts]))
+        return torch.stack([zero if part is None else part.share.sum() for part in parts])
 
     while True:
         # A network that has stopped draws no further minibatches, as when it learns alone.
@@ -208,6 +208,7 @@ def minimise_all(
         learner.zero_grad()
         totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         for micro in _microbatches(rows, microbatch_size if n == 1 else None, loss.block):
+            micro = learner.own_rows(micro, loss.block)
             per_step, stats = loss(micro)
             of_loss, of_stats = (
                 micro.weight.reshape(n, -1) / total.clamp(min=1e-12)[:, None] for total in (divisor, evaluated)

@@ -277,12 +277,16 @@ class TextStepCritic(_TextCritic):
         return scores.gather(1, at.clamp(max=scores.shape[1] - 1))
 
 
-def critic_base(model: Any, *, layers: int | None = None, dtype: torch.dtype | None = None) -> Any:
+def critic_base(
+    model: Any, *, layers: int | None = None, dtype: torch.dtype | None = None, share_frozen: bool = False
+) -> Any:
     """A copy of a causal model's body to put a critic's head on, cut to its first `layers` layers if given.
 
-    `dtype` is of its matrix products; by default as in the policy that has this model.
+    `dtype` is of its matrix products; by default as in the policy that has this model. With `share_frozen`, weights of
+    the model that do not learn are not copied but shared.
     """
-    base = copy.deepcopy(model.base_model)
+    own = model.base_model
+    base = copy.deepcopy(own, {id(p): p for p in own.parameters() if share_frozen and not p.requires_grad})
     if dtype is not None:
         base.products = dtype
     if layers is not None and layers < len(base.layers):

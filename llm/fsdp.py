@@ -1,0 +1,392 @@
+"""Policy and critic sharded over ranks with FSDP2; `torchrun` starts one process per rank.
+
+All ranks run one program on the same data: each holds every trajectory, takes the same decisions and keeps the same
+counters. Shared out is what costs time and memory: generation and scoring by prompt, passes through the networks by
+row, weights, gradients and Adam's moments by slices of every tensor. Results are put together where they arise, so that
+no algorithm, statistic or callback can tell how many ranks there are.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+
+from sppo.agents.batch import Experience
+from sppo.agents.learners import check_gradient
+from sppo.llm.engine import Completion
+from sppo.llm.policy import checkpoint_layers
+
+PASSES = ("evaluate", "loss", "value", "values")
+"""Methods of policies and critics that run the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """How a network is sharded.
+
+    Args:
+        dtype: of its arithmetic and of gathered weights; the sharded weights, gradients and Adam stay as they are.
+        checkpointing: keep only the inputs of each layer, and compute the rest again in the backward pass.
+        offload: weights, gradients and Adam's moments rest in the memory of the CPU, where Adam runs too.
+        rows: of each rank in one pass outside autograd (values, log-probabilities of a reference); None for all.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpointing: bool = False
+    offload: bool = False
+    rows: int | None = None
+
+
+class Ranks:
+    """The processes that `torchrun` started, and this one's place among them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
+        self.mesh = init_device_mesh(device.type, (self.size,))
+
+    @property
+    def first(self) -> bool:
+        """True on the one rank that writes."""
+        return self.rank == 0
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum over ranks, equal to the last bit on all."""
+        there = x.to(self.device, copy=True)
+        dist.all_reduce(there)
+        return there.to(x.device)
+
+    def gather(self, x: Any) -> list[Any]:
+        """What every rank has, in their order."""
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, x)
+        return parts
+
+    def any(self, told: bool) -> bool:
+        """True where one rank at least says so: signals reach ranks at different moments, and all must heed the same
+        ones."""
+        return bool(self.total(torch.tensor(float(told))) > 0)
+
+    def part(self, n: int) -> slice:
+        """This rank's share of n neighbours."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def leave(self) -> None:
+        """To be called by all, at the end."""
+        dist.destroy_process_group()
+
+
+def join() -> Ranks | None:
+    """Meet the other processes; None where this one was not started by `torchrun`.
+
+    Raises:
+        ValueError: if there are fewer GPUs than processes.
+    """
+    if "RANK" not in os.environ:
+        return None
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        local, n = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if n > torch.cuda.device_count():
+            raise ValueError(
+                f"torchrun started {n} processes and there are {torch.cuda.device_count()} GPUs: "
+                f"--nproc-per-node must be at most {torch.cuda.device_count()}"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    _end_with_launcher()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return Ranks(device)
+
+
+def _end_with_launcher() -> None:
+    """Without the launcher nobody would end this process when another rank fails: it would wait forever."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        print(f"rank {os.environ['RANK']}: the launcher is gone, stopping", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class FSDPLearner:
+    """A module sharded over ranks, and its Adam, each rank's over its own slices.
+
+    Args:
+        module: a policy or a critic with a body of `layers`; sharded in place.
+        learning_rate: of Adam.
+        max_grad_norm: the norm of the whole gradient, to which it is scaled down.
+        adam_eps: Adam's epsilon.
+        ranks: that share the module.
+        config: how.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        learning_rate: float,
+        max_grad_norm: float,
+        adam_eps: float,
+        ranks: Ranks,
+        config: ShardConfig | None = None,
+    ) -> None:
+        shard(module, ranks, config or ShardConfig())
+        self.module, self.max_grad_norm, self.ranks = module, max_grad_norm, ranks
+        self.parameters: list[Any] = [p for p in module.parameters() if p.requires_grad]
+        # Adam sees plain tensors that share memory with the parameters, so that its state is plain too.
+        self.slices = [local(p) for p in self.parameters]
+        self.optimizer = torch.optim.Adam(self.slices, lr=learning_rate, eps=adam_eps, fused=True)
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def backward(self, loss: Tensor) -> None:
+        (loss * self.ranks.size).backward()  # FSDP2 averages gradients over ranks; the loss is a part of a sum
+
+    def step(self, learns: Sequence[bool] = (True,)) -> list[float]:
+        gradients = []
+        for own, parameter in zip(self.slices, self.parameters, strict=True):
+            own.data = local(parameter)
+            own.grad = torch.zeros_like(own) if parameter.grad is None else local(parameter.grad)
+            gradients.append(own.grad)
+        squares = torch.stack([g.square().sum() for g in gradients]).sum()
+        norm = float(self.ranks.total(squares).sqrt())
+        check_gradient(self.module, norm)
+        if learns[0]:
+            if norm > self.max_grad_norm:
+                torch._foreach_mul_(gradients, self.max_grad_norm / norm)
+            self.optimizer.step()
+            _changed(self.module)
+        return [norm]
+
+    def total(self, x: Tensor) -> Tensor:
+        return self.ranks.total(x)
+
+    def own_rows(self, batch: Experience, block: int) -> Experience:
+        """Every n-th block of rows; where there are fewer blocks than ranks, one of no weight for the others.
+
+        All ranks must go through the network equally often, or they would wait for each other forever.
+        """
+        blocks = torch.arange(len(batch)).view(-1, block)[self.ranks.rank :: self.ranks.size]
+        if len(blocks):
+            return batch[blocks.flatten()]
+        idle = batch[slice(0, block)]
+        return replace(idle, weight=torch.zeros_like(idle.weight), share=torch.zeros_like(idle.share))
+
+
+def local(x: Any) -> Tensor:
+    """This rank's slice, in the same memory."""
+    return x.to_local().detach() if isinstance(x, DTensor) else x.detach()
+
+
+def shard(module: Any, ranks: Ranks, config: ShardConfig) -> None:
+    """Leave each rank a slice of every tensor; a layer is whole only while it computes.
+
+    From then on the module's passes take rows in the memory of the CPU and return tables there. Outside autograd, where
+    all ranks ask for the same rows, they share the work. `state_dict` and `load_state_dict` speak of this rank's
+    slices, a copy is sharded too, and `save_pretrained` writes the whole model, on the first rank.
+    """
+    blank = _blank(module)
+    body = module.model.base_model if hasattr(module, "model") else module.base
+    if config.checkpointing:
+        checkpoint_layers(body)
+    body.whole_rows = True  # else the number of passes through a layer would depend on the rows
+    dtype = None if config.dtype == "float32" else getattr(torch, config.dtype)
+    pinned = CPUOffloadPolicy() if config.offload and ranks.device.type == "cuda" else OffloadPolicy()
+    options: dict[str, Any] = {
+        "mesh": ranks.mesh,
+        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None),
+        "offload_policy": pinned,
+        "reshard_after_forward": True,
+    }
+    for layer in body.layers:
+        fully_shard(layer, **options)
+    fully_shard(module, **options)
+    for name in PASSES:
+        if hasattr(module, name):
+            register_fsdp_forward_method(module, name)
+            setattr(module, name, _shared_out(getattr(module, name), ranks, config))
+
+    def again(memo: Any) -> Any:
+        twin = _filled(blank)
+        shard(twin, ranks, config)
+        for mine, others in zip(twin.parameters(), module.parameters(), strict=True):
+            local(mine).copy_(local(others))
+        return twin
+
+    def save_pretrained(folder: Path) -> None:
+        whole = _filled(blank) if ranks.first else None
+        for name, weight in whole_weights(module):
+            if whole is not None:
+                whole.get_parameter(name).data.copy_(weight)
+        if whole is not None:
+            whole.save_pretrained(folder)
+        dist.barrier()
+
+    module.__deepcopy__ = again
+    if hasattr(module, "save_pretrained"):
+        module.save_pretrained = save_pretrained
+    module.register_state_dict_post_hook(_to_slices)
+    module.register_load_state_dict_pre_hook(_from_slices)
+    _changed(module)
+
+
+def whole_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter by name, gathered from the ranks, one at a time; all must iterate."""
+    for name, parameter in module.named_parameters():
+        weight: Any = parameter.detach()
+        yield name, weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def _changed(module: Any) -> None:
+    module.version = getattr(module, "version", 0) + 1  # so that an engine knows when its copy is old
+
+
+def _blank(module: nn.Module) -> Any:
+    """A copy whose parameters have shapes and no memory."""
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, dict(empty))
+
+
+def _filled(blank: nn.Module) -> Any:
+    """A copy of a blank whose parameters have memory and no content."""
+    filled = {id(p): nn.Parameter(torch.empty_like(p, device="cpu"), p.requires_grad) for p in blank.parameters()}
+    return copy.deepcopy(blank, dict(filled))
+
+
+def _to_slices(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name, x in state.items():
+        state[name] = local(x)
+
+
+def _from_slices(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, p in module.named_parameters(remove_duplicate=False):
+        if isinstance(p, DTensor) and prefix + name in state:
+            saved = state[prefix + name].to(p.device, p.dtype)
+            mesh, placements = p.device_mesh, p.placements
+            state[prefix + name] = DTensor.from_local(saved, mesh, placements, shape=p.shape, stride=p.stride())
+    _changed(module)
+
+
+def _shared_out(one: Callable[..., Any], ranks: Ranks, config: ShardConfig) -> Callable[..., Any]:
+    """A pass that may be asked for on all ranks at once, for the same rows."""
+
+    def run(traj: Any, *args: Any, **options: Any) -> Any:
+        out = one(*(_moved(x, ranks.device) for x in (traj, *args)), **options)
+        return _moved(out, torch.device("cpu"))
+
+    def call(traj: Any, *args: Any, **options: Any) -> Any:
+        if torch.is_grad_enabled() or not len(traj):
+            return run(traj, *args, **options)
+        each = -(-len(traj) // ranks.size)
+        mine = (torch.arange(each) * ranks.size + ranks.rank) % len(traj)  # equally many for all: some rows twice
+        parts = [run(traj[rows], *args, **options) for rows in mine.split(config.rows or each)]
+        columns = list(zip(*parts, strict=True)) if isinstance(parts[0], tuple) else [parts]
+        told = [
+            None if column[0] is None else _interleaved(torch.cat(column), ranks)[: len(traj)] for column in columns
+        ]
+        return tuple(told) if isinstance(parts[0], tuple) else told[0]
+
+    return call
+
+
+def _interleaved(mine: Tensor, ranks: Ranks) -> Tensor:
+    """All ranks' rows, dealt out one by one, in order."""
+    here = mine.to(ranks.device).contiguous()
+    parts = [torch.empty_like(here) for _ in range(ranks.size)]
+    dist.all_gather(parts, here)
+    return torch.stack(parts, 1).flatten(0, 1).to(mine.device)
+
+
+def _moved(x: Any, device: torch.device) -> Any:
+    """Tensors, alone or in dataclasses and tuples, on a device."""
+    if isinstance(x, Tensor):
+        return x.to(device)
+    if isinstance(x, tuple):
+        return tuple(_moved(y, device) for y in x)
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return type(x)(**{f.name: _moved(getattr(x, f.name), device) for f in dataclasses.fields(x)})
+    return x
+
+
+class SharedEngine:
+    """Each rank generates a share of the completions, and all get all of them.
+
+    Args:
+        engine: this rank's own.
+        policy: that learns; sharded, or not yet.
+        ranks: that share the work.
+        replica: the whole policy that `engine` reads, where it reads one: brought up to date from the slices.
+    """
+
+    def __init__(self, engine: Any, policy: Any, ranks: Ranks, replica: Any = None) -> None:
+        self.engine, self.policy, self.ranks, self.replica = engine, policy, ranks, replica
+        self.version = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def sync(self) -> None:
+        """Take over the policy's present weights."""
+        if self.replica is not None:
+            for name, weight in whole_weights(self.policy):
+                self.replica.get_parameter(name).data.copy_(weight)
+        self.engine.sync()
+        self.version = getattr(self.policy, "version", 0)
+
+    def generate(
+        self,
+        prefixes: Sequence[Tensor],
+        max_new_tokens: Sequence[int],
+        *,
+        greedy: bool,
+        generator: np.random.Generator,
+    ) -> list[Completion]:
+        """See `Engine.generate`; `generator` moves on alike on all ranks, each draws from a branch of its own."""
+        if self.version != getattr(self.policy, "version", 0):
+            self.sync()
+        mine, seed = self.ranks.part(len(prefixes)), int(generator.integers(2**63 - 1))
+        own = np.random.default_rng([seed, self.ranks.rank])
+        done = self.engine.generate(prefixes[mine], max_new_tokens[mine], greedy=greedy, generator=own)
+        return [completion for part in self.ranks.gather(done) for completion in part]
+
+
+class SharedTask:
+    """Each rank scores a share of the responses, and all get all scores."""
+
+    def __init__(self, task: Any, ranks: Ranks) -> None:
+        self.task, self.ranks = task, ranks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def score_all(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[Any]:
+        """One score per response, in order."""
+        mine = self.ranks.part(len(prompts))
+        return [s for part in self.ranks.gather(self.task.score_all(prompts[mine], responses[mine])) for s in part]

@@ -1,0 +1,209 @@
+"""Trains small agents on text, alone or on the ranks of torchrun, from responses that do not depend on which.
+
+Run as a script by test_fsdp.py: `torchrun ... fsdp_ranks.py FOLDER` leaves what each case came to.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fake_text import ToyTask, toy_policy
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sppo.agents import AGENTS, Agent
+from sppo.agents.storage import restore_agent
+from sppo.llm.engine import Completion
+from sppo.llm.engine_hf import HFEngine
+from sppo.llm.fsdp import FSDPLearner, Ranks, ShardConfig, SharedEngine, SharedTask, join, whole_weights
+from sppo.llm.policy import critic_base
+from sppo.llm.sampler import TextSampler
+
+SETTINGS = {"episodes_per_update": 7, "n_minibatches": 2, "n_epochs": 2, "learning_rate": 1e-2, "seed": 3}
+CASES: dict[str, dict[str, Any]] = {
+    "ppo float64": {"agent": "ppo"},
+    "sppo float64": {"agent": "sppo"},
+    "sppo float32": {"agent": "sppo", "dtype": "float32"},
+    "ppo float32, one row at a time": {"agent": "ppo", "dtype": "float32", "microbatch_size": 1},
+    "ppo, clipped, with entropy and checkpointing": {
+        "agent": "ppo",
+        "max_grad_norm": 0.05,
+        "ent_coef": 0.01,
+        "shards": {"checkpointing": True, "rows": 2},
+    },
+    "grpo, of whose groups few carry a signal": {"agent": "grpo", "num_generations": 2, "episodes_per_update": 8},
+    "dpo, whose pairs stay together, against a reference": {
+        "agent": "dpo",
+        "num_generations": 2,
+        "episodes_per_update": 8,
+    },
+}
+UPDATES = 3
+
+
+class Scripted:
+    """Responses of 1 to 8 tokens that are a function of how many were asked for, not of who asks."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy, self.asked = policy, 0
+
+    def sync(self) -> None:
+        """Nothing to take over."""
+
+    def generate(
+        self, prefixes: Sequence[Tensor], max_new_tokens: Sequence[int], *, greedy: bool, generator: np.random.Generator
+    ) -> list[Completion]:
+        done = []
+        for limit in max_new_tokens:
+            draw = np.random.default_rng([self.asked, int(greedy)])
+            self.asked += 1
+            n = int(draw.integers(1, limit + 1))
+            tokens = torch.from_numpy(draw.integers(2, len(self.policy.tokenizer), n))
+            tokens[-1] = 1 if n < limit else tokens[-1]
+            logprobs = torch.from_numpy(np.log(draw.uniform(0.1, 0.3, n))).float()
+            done.append(Completion(tokens=tokens, logprobs=logprobs, stopped=n < limit))
+        return done
+
+
+class AllAsked(SharedEngine):
+    """Every rank asks for all responses, and keeps its share: they are the same on any number of ranks."""
+
+    def generate(self, prefixes: Any, max_new_tokens: Any, **options: Any) -> list[Completion]:
+        done = self.engine.generate(prefixes, max_new_tokens, **options)[self.ranks.part(len(prefixes))]
+        return [completion for part in self.ranks.gather(done) for completion in part]
+
+
+def make_agent(
+    ranks: Ranks | None, *, agent: str, dtype: str = "float64", shards: Any = None, **settings: Any
+) -> Agent:
+    policy = toy_policy(spread=4.0).to(getattr(torch, dtype))
+    engine: Any = Scripted(policy)
+    task: Any = ToyTask()
+    if ranks is not None:
+        engine, task = AllAsked(engine, policy, ranks), SharedTask(task, ranks)
+    sampler = TextSampler(
+        task, policy, engine, max_completion_length=8, critic=lambda: critic_base(policy.model, layers=1)
+    )
+    if ranks is not None:
+        sampler.learner = partial(FSDPLearner, ranks=ranks, config=ShardConfig(**shards or {}))  # type: ignore[attr-defined]
+    torch.set_default_dtype(getattr(torch, dtype))  # of the critic's head
+    made = AGENTS[agent](sampler, **{**SETTINGS, **settings})
+    torch.set_default_dtype(torch.float32)
+    if made.critic is not None:
+        made.critic.start_at(0.3)
+    return made
+
+
+def train(agent: Agent, updates: int) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """Metrics of each update, and first gradients and last weights of both networks, whole."""
+    gradients: dict[str, Tensor] = {}
+    networks = {"policy": agent.learner, "critic": agent.critic_learner}
+    for name, learner in networks.items():
+        if learner is not None:
+            learner.step = partial(_note, learner.step, learner.module, name, gradients)
+    metrics = [agent.train_once() for _ in range(updates)]
+    weights = {
+        f"{name} weight {parameter}": weight.clone()
+        for name, learner in networks.items()
+        if learner is not None
+        for parameter, weight in whole_weights(learner.module)
+    }
+    return metrics, gradients | weights
+
+
+def _note(step: Any, module: Any, network: str, gradients: dict[str, Tensor], learns: Any) -> list[float]:
+    for name, p in module.named_parameters():
+        key = f"{network} gradient {name}"
+        if key not in gradients and p.grad is not None:
+            gradients[key] = (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone()
+    return step(learns)
+
+
+def resumed(ranks: Ranks, folder: Path, **case: Any) -> dict[str, bool]:
+    """Whether an agent saved after one update, and another filled from its files, go on alike; and what is saved."""
+    agent = make_agent(ranks, **case)
+    agent.train_once()
+    agent.save(folder / f"rank{ranks.rank}")
+    values = json.loads((folder / f"rank{ranks.rank}" / "agent.json").read_text())
+    tensors = load_file(folder / f"rank{ranks.rank}" / "agent.safetensors")
+    again = make_agent(ranks, **case)
+    restore_agent(again, values, tensors)
+    again.sampler.engine.engine.asked = agent.sampler.engine.engine.asked
+    ends = [train(a, 2)[1] for a in (agent, again)]
+    whole = sum(p.numel() for p in agent.policy.parameters())
+    held = sum(t.numel() for k, t in tensors.items() if k.startswith("policy_optimizer"))
+    agent.policy.save_pretrained(folder / "model")
+    return {
+        "same": all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0]),
+        "a slice": held < 0.6 * 2 * whole,
+    }
+
+
+def sampled(ranks: Ranks) -> dict[str, Any]:
+    """One update in bfloat16 with a real engine, and what it and its ranks then say of the same responses."""
+    policy = toy_policy(spread=4.0)
+    replica = copy.deepcopy(policy)
+    engine = SharedEngine(HFEngine(replica), policy, ranks, replica)
+    sampler = TextSampler(SharedTask(ToyTask(), ranks), policy, engine, max_completion_length=8)
+    config = ShardConfig(dtype="bfloat16")
+    sampler.learner = partial(FSDPLearner, ranks=ranks, config=config)  # type: ignore[attr-defined]
+    agent = AGENTS["sppo"](sampler, **SETTINGS)
+    before = {name: weight.clone() for name, weight in whole_weights(policy)}
+    asked = dict(sampler.counts)
+    agent.train_once()
+    traj = sampler.rollout(sampler.starts(5))
+    with torch.no_grad():
+        logprobs = policy.evaluate(traj)[0]
+    return {
+        "tokens": traj.actions.tolist(),
+        "outcomes": traj.outcomes.tolist(),
+        "generator": str(sampler.generators["actions"].bit_generator.state),
+        "counts": [sampler.counts["episodes"] - asked["episodes"], sampler.counts["env_steps"]],
+        "off": float((logprobs - traj.logprobs).abs().max()),
+        "moved": max(float((weight - before[name]).abs().max()) for name, weight in whole_weights(policy)),
+        "types": sorted({str(p.dtype) for p in policy.parameters()}),
+        "replica": all(torch.equal(w, replica.get_parameter(name)) for name, w in whole_weights(policy)),
+    }
+
+
+def wait(ranks: Ranks, folder: Path) -> None:
+    """Work until killed."""
+    (folder / f"pid{ranks.rank}").write_text(str(os.getpid()))
+    while True:
+        ranks.total(torch.ones(1))
+        time.sleep(0.1)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    ranks = join()
+    assert ranks is not None and ranks.size == 2
+    if sys.argv[2:] == ["wait"]:
+        wait(ranks, folder)
+    for i, case in enumerate(CASES.values()):
+        metrics, tensors = train(make_agent(ranks, **case), UPDATES)
+        told = ranks.gather(metrics)
+        if ranks.first:
+            (folder / f"{i}.json").write_text(json.dumps(told))
+            save_file(tensors, folder / f"{i}.safetensors")
+    told = ranks.gather(resumed(ranks, folder, agent="ppo"))
+    if ranks.first:
+        (folder / "resumed.json").write_text(json.dumps(told))
+    told = ranks.gather(sampled(ranks))
+    if ranks.first:
+        (folder / "sampled.json").write_text(json.dumps(told))
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

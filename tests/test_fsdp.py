@@ -1,0 +1,155 @@
+"""Sharded training: two ranks learn what one process learns, go on from their files, and end when one of them dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
+
+from fsdp_ranks import CASES, SETTINGS, UPDATES, make_agent, train
+from made_up import made_up, network
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sppo.agents.learners import LocalLearner
+from sppo.llm.policy import TextPolicy, load_model
+from sppo.llm.tokenizer import load_tokenizer
+
+SCRIPT = Path(__file__).with_name("fsdp_ranks.py")
+
+
+@contextmanager
+def two_ranks(*args: str) -> Iterator[subprocess.Popen[str]]:
+    """The script under torchrun; whatever it started is gone afterwards."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    launcher = subprocess.Popen(
+        [*command, *args], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        yield launcher
+    finally:
+        launcher.kill()  # the ranks end with it
+        launcher.wait()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks came to in every case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with two_ranks(str(folder)) as launcher:
+        said, _ = launcher.communicate(timeout=300)
+        assert launcher.returncode == 0, said
+    return folder
+
+
+def apart(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("time/")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_learn_what_one_process_learns(name: str, trained: Path) -> None:
+    """With seven responses of unequal length in minibatches of three and four; and one row at a time, in which case
+    the second rank never has one."""
+    i, case = list(CASES).index(name), {**CASES[name]}
+    case.pop("shards", None)
+    exact = case.get("dtype", "float64") == "float64"
+    alone, here = train(make_agent(None, **case), UPDATES)
+    ranks = json.loads((trained / f"{i}.json").read_text())
+    there: dict[str, Tensor] = load_file(trained / f"{i}.safetensors")
+    assert here.keys() == there.keys() and {key.split()[1] for key in here} == {"gradient", "weight"}
+    for key, x in here.items():
+        if key.split()[1] == "weight":
+            torch.testing.assert_close(there[key], x, rtol=0, atol=1e-6 if exact else 1e-5)
+        else:
+            assert (there[key] - x).norm() <= 1e-5 * x.norm(), key
+    moved = max(
+        float((x - make_agent(None, **case).policy.state_dict()[key.removeprefix("policy weight ")]).abs().max())
+        for key, x in here.items()
+        if key.startswith("policy weight ")
+    )
+    assert moved > 0.01
+    assert [apart(m) for m in ranks[0]] == [apart(m) for m in ranks[1]], "all ranks know the same"
+    for one, two in zip(alone, ranks[0], strict=True):
+        assert apart(two) == pytest.approx(apart(one), rel=1e-5, abs=1e-6)
+    if name.startswith("ppo, clipped"):
+        assert all(m["train/grad_norm"] > 2 * case["max_grad_norm"] for m in alone)
+
+
+@pytest.mark.slow
+def test_ranks_go_on_from_their_slices_and_export_the_whole_model(trained: Path) -> None:
+    assert json.loads((trained / "resumed.json").read_text()) == [{"same": True, "a slice": True}] * 2
+    agent = make_agent(None, agent="ppo")
+    folder = str(trained / "model")
+    again = TextPolicy(load_model(folder, torch.float64), load_tokenizer(folder))
+    train(agent, 3)
+    for name, weight in agent.policy.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_ranks_sample_apart_and_know_all(trained: Path) -> None:
+    """Each rank draws its own tokens with the policy's present weights; the two then hold the same responses."""
+    one, two = json.loads((trained / "sampled.json").read_text())
+    assert one == two
+    assert one["counts"][0] == SETTINGS["episodes_per_update"] + 5
+    assert one["counts"][1] >= one["counts"][0]
+    assert len({tuple(row) for row in one["tokens"]}) > 2
+    assert one["replica"] and one["moved"] > 1e-3
+    assert one["types"] == ["torch.float32"], "the weights that Adam moves stay wide"
+    assert 1e-6 < one["off"] < 0.1, "the policy computes in bfloat16, the engine does not"
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["rank", "launcher"])
+def test_nobody_outlives_a_kill(victim: str, tmp_path: Path) -> None:
+    with two_ranks(str(tmp_path), "wait") as launcher:
+        deadline = time.monotonic() + 120
+        while not all((tmp_path / f"pid{i}").exists() and (tmp_path / f"pid{i}").read_text() for i in (0, 1)):
+            assert time.monotonic() < deadline and launcher.poll() is None
+            time.sleep(0.2)
+        pids = [int((tmp_path / f"pid{i}").read_text()) for i in (0, 1)]
+        os.kill(pids[1] if victim == "rank" else launcher.pid, signal.SIGKILL)
+        said, _ = launcher.communicate(timeout=60)
+        assert launcher.returncode != 0
+        assert ("SIGKILL" if victim == "rank" else "the launcher is gone") in said
+        deadline = time.monotonic() + 30
+        while any(alive(pid) for pid in pids):
+            assert time.monotonic() < deadline, "a rank is left behind"
+            time.sleep(0.2)
+
+
+def test_local_learner_keeps_nothing_for_frozen_weights() -> None:
+    policy: Any = network()
+    data = made_up([2, 3])
+    frozen = [name for name, _ in policy.named_parameters()][:2]
+    for name in frozen:
+        policy.get_parameter(name).requires_grad_(False)
+    before = {name: p.clone() for name, p in policy.named_parameters()}
+    learner = LocalLearner(policy, learning_rate=0.1, max_grad_norm=1.0, adam_eps=1e-5)
+    assert learner.flat.numel() == sum(p.numel() for name, p in before.items() if name not in frozen)
+    logprobs, _ = policy.evaluate(data.traj)
+    learner.backward(logprobs.sum())
+    learner.step()
+    for name, p in policy.named_parameters():
+        assert torch.equal(p, before[name]) == (name in frozen), name
