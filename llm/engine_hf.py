@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from sppo.llm.engine import Completion
+from sppo.llm.engine import Completion, check_room, stop_tokens
 from sppo.llm.policy import choose_attention, products, shared_columns
 
 DROP_SHARE = 0.125  # of the rows must have finished before the cache is compacted: compacting copies it
@@ -65,12 +65,11 @@ class HFEngine:
         batch_size: prefixes generated side by side.
     """
 
+    copies_weights = False
+
     def __init__(self, policy: Any, *, stop_token_ids: Sequence[int] | None = None, batch_size: int = 256) -> None:
         self.policy, self.batch_size = policy, batch_size
-        stops = [policy.tokenizer.eos_token_id] if stop_token_ids is None else list(stop_token_ids)
-        if not stops or None in stops:
-            raise ValueError("no stop token: the tokenizer has none, so stop_token_ids must name one")
-        self.stops = torch.tensor(stops, device=policy.device)
+        self.stops = torch.tensor(stop_tokens(policy.tokenizer, stop_token_ids), device=policy.device)
 
     def sync(self) -> None:
         """The weights are the policy's own."""
@@ -89,14 +88,7 @@ class HFEngine:
             ValueError: for an empty prefix, or one that leaves no room in the model's context.
         """
         context = getattr(self.policy.model.config, "max_position_embeddings", None)
-        for i, (prefix, limit) in enumerate(zip(prefixes, max_new_tokens, strict=True)):
-            if len(prefix) == 0:
-                raise ValueError(f"prefix {i} is empty: at least one token is needed to start from")
-            if context is not None and len(prefix) + limit > context:
-                raise ValueError(
-                    f"prefix {i} has {len(prefix)} tokens and may grow by {limit}, "
-                    f"more than the model's context of {context}"
-                )
+        check_room(prefixes, max_new_tokens, context)
         # Neighbours in length share a batch, so that little of it is padding.
         order = sorted(range(len(prefixes)), key=lambda i: (len(prefixes[i]), i))
         done: dict[int, Completion] = {}
