@@ -3,7 +3,7 @@
 All ranks run one program on the same data: each holds every trajectory, takes the same decisions and keeps the same
 counters. Shared out is what costs time and memory: generation and scoring by prompt, passes through the networks by
 row, weights, gradients and Adam's moments by slices of every tensor. Results are put together where they arise, so that
-no algorithm, statistic or callback can tell how many ranks there are.
+no algorithm, statistic or callback can tell how many ranks there are. llm/shared.py shares generation and scoring.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -35,7 +34,6 @@ from torch.distributed.tensor import DTensor
 
 from sppo.agents.batch import Experience
 from sppo.agents.learners import check_gradient
-from sppo.llm.engine import Completion
 from sppo.llm.policy import checkpoint_layers
 
 PASSES = ("evaluate", "loss", "value", "values")
@@ -333,60 +331,3 @@ def _moved(x: Any, device: torch.device) -> Any:
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         return type(x)(**{f.name: _moved(getattr(x, f.name), device) for f in dataclasses.fields(x)})
     return x
-
-
-class SharedEngine:
-    """Each rank generates a share of the completions, and all get all of them.
-
-    Args:
-        engine: this rank's own.
-        policy: that learns; sharded, or not yet.
-        ranks: that share the work.
-        replica: the whole policy that `engine` reads, where it reads one: brought up to date from the slices.
-    """
-
-    def __init__(self, engine: Any, policy: Any, ranks: Ranks, replica: Any = None) -> None:
-        self.engine, self.policy, self.ranks, self.replica = engine, policy, ranks, replica
-        self.version = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
-
-    def sync(self) -> None:
-        """Take over the policy's present weights."""
-        if self.replica is not None:
-            for name, weight in whole_weights(self.policy):
-                self.replica.get_parameter(name).data.copy_(weight)
-        self.engine.sync()
-        self.version = getattr(self.policy, "version", 0)
-
-    def generate(
-        self,
-        prefixes: Sequence[Tensor],
-        max_new_tokens: Sequence[int],
-        *,
-        greedy: bool,
-        generator: np.random.Generator,
-    ) -> list[Completion]:
-        """See `Engine.generate`; `generator` moves on alike on all ranks, each draws from a branch of its own."""
-        if self.version != getattr(self.policy, "version", 0):
-            self.sync()
-        mine, seed = self.ranks.part(len(prefixes)), int(generator.integers(2**63 - 1))
-        own = np.random.default_rng([seed, self.ranks.rank])
-        done = self.engine.generate(prefixes[mine], max_new_tokens[mine], greedy=greedy, generator=own)
-        return [completion for part in self.ranks.gather(done) for completion in part]
-
-
-class SharedTask:
-    """Each rank scores a share of the responses, and all get all scores."""
-
-    def __init__(self, task: Any, ranks: Ranks) -> None:
-        self.task, self.ranks = task, ranks
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
-
-    def score_all(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[Any]:
-        """One score per response, in order."""
-        mine = self.ranks.part(len(prompts))
-        return [s for part in self.ranks.gather(self.task.score_all(prompts[mine], responses[mine])) for s in part]

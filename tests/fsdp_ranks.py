@@ -25,9 +25,11 @@ from sppo.agents import AGENTS, Agent
 from sppo.agents.storage import restore_agent
 from sppo.llm.engine import Completion
 from sppo.llm.engine_hf import HFEngine
-from sppo.llm.fsdp import FSDPLearner, Ranks, ShardConfig, SharedEngine, SharedTask, join, whole_weights
+from sppo.llm.fsdp import FSDPLearner, Ranks, ShardConfig, join, whole_weights
+from sppo.llm.lora import LoRA, lora_critic_base, lora_policy
 from sppo.llm.policy import critic_base
 from sppo.llm.sampler import TextSampler
+from sppo.llm.shared import SharedEngine, SharedTask
 
 SETTINGS = {"episodes_per_update": 7, "n_minibatches": 2, "n_epochs": 2, "learning_rate": 1e-2, "seed": 3}
 CASES: dict[str, dict[str, Any]] = {
@@ -41,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
         "ent_coef": 0.01,
         "shards": {"checkpointing": True, "rows": 2},
     },
+    "sppo, adapters of both": {"agent": "sppo", "lora": True, "shards": {"checkpointing": True}},
     "grpo, of whose groups few carry a signal": {"agent": "grpo", "num_generations": 2, "episodes_per_update": 8},
     "dpo, whose pairs stay together, against a reference": {
         "agent": "dpo",
@@ -84,16 +87,22 @@ class AllAsked(SharedEngine):
 
 
 def make_agent(
-    ranks: Ranks | None, *, agent: str, dtype: str = "float64", shards: Any = None, **settings: Any
+    ranks: Ranks | None, *, agent: str, dtype: str = "float64", shards: Any = None, lora: bool = False, **settings: Any
 ) -> Agent:
     policy = toy_policy(spread=4.0).to(getattr(torch, dtype))
+    if lora:
+        lora_policy(policy, LoRA(rank=4), seed=0)
     engine: Any = Scripted(policy)
     task: Any = ToyTask()
     if ranks is not None:
         engine, task = AllAsked(engine, policy, ranks), SharedTask(task, ranks)
-    sampler = TextSampler(
-        task, policy, engine, max_completion_length=8, critic=lambda: critic_base(policy.model, layers=1)
-    )
+
+    def critic() -> Any:
+        if lora:
+            return lora_critic_base(policy.model, "lora", LoRA(rank=4), seed=1, layers=1)
+        return critic_base(policy.model, layers=1)
+
+    sampler = TextSampler(task, policy, engine, max_completion_length=8, critic=critic)
     if ranks is not None:
         sampler.learner = partial(FSDPLearner, ranks=ranks, config=ShardConfig(**shards or {}))  # type: ignore[attr-defined]
     torch.set_default_dtype(getattr(torch, dtype))  # of the critic's head

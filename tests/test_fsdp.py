@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
+pytest.importorskip("peft", reason="needs the extra sppo[lora]")
 
 from fsdp_ranks import CASES, SETTINGS, UPDATES, make_agent, train
 from made_up import made_up, network

@@ -26,6 +26,7 @@ CONFINED = {
     "vllm": {"llm/engine_vllm.py"},
     "transformers": {"llm/policy.py", "llm/engine_hf.py", "llm/tokenizer.py"},
     "torch.distributed": {"llm/fsdp.py"},
+    "peft": {"llm/lora.py"},
 }
 
 SIMULATORS = ("mujoco", "Box2D", "envpool")
@@ -119,6 +120,7 @@ def test_tree_keeps_the_layers() -> None:
         ("llm/sampler.py", "import vllm", "vllm belongs in llm/engine_vllm.py"),
         ("experiments/a.py", "def f():\n    from vllm.engine import x", "vllm belongs in"),
         ("llm/sampler.py", "from transformers import AutoModel", "transformers belongs in"),
+        ("llm/policy.py", "from peft import LoraConfig", "peft belongs in llm/lora.py"),
         ("agents/update.py", "import torch.distributed as dist", "torch.distributed belongs in llm/fsdp.py"),
         ("agents/update.py", "from torch import distributed", "torch.distributed belongs in"),
         ("agents/update.py", "import torch\ntorch.distributed.all_reduce(x)", "torch.distributed belongs in"),
