@@ -20,7 +20,7 @@ from sppo.agents.control import ControlSampler
 from sppo.agents.credit import whiten
 from sppo.agents.diagnostics import credit_metrics, critic_metrics, rollout_metrics
 from sppo.agents.learners import LocalLearner
-from sppo.agents.losses import aggregation_weights, probability_mask
+from sppo.agents.losses import aggregation_weights, probability_mask, truncated_importance
 from sppo.agents.policy_and_critic import update_all
 from sppo.agents.protocols import Episodes, Sampler
 from sppo.agents.reference import Penalised, WithReference
@@ -142,6 +142,9 @@ class Agent(WithReference):
             continuous = traj.actions.ndim == 3
             carries = carries & probability_mask(traj.logprobs, carries, c.mask_threshold, density=continuous)
         weight, share = self.weights(carries)
+        if c.importance_sampling is not None and traj.behaviour_logprobs is not None:
+            drawn, level, cap = traj.behaviour_logprobs, c.importance_sampling, c.importance_cap
+            weight = weight * truncated_importance(traj.logprobs, drawn, traj.valid, level, cap)
         return Experience(
             traj=traj, weight=weight, share=share, advantages=advantages, values=values, value_targets=value_targets
         )

@@ -72,6 +72,7 @@ class Trajectories(Choices):
     group: Tensor  # (B,) int64, shared by rows from the same start
     start_key: Tensor  # (B,) int64, stable across batches; -1 for continuous starts
     success: Tensor  # (B,) bool, True where the episode ended in success
+    behaviour_logprobs: Tensor | None = None  # (B, T) of what the actions were drawn from, where `logprobs` are not
     states: Any = None  # with keep_states: states.at(rows, steps) gives starts to resume from
 
     def __post_init__(self) -> None:

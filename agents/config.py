@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from sppo.agents.losses import Aggregation, KLEstimator
+from sppo.agents.losses import Aggregation, ImportanceLevel, KLEstimator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,9 @@ class AgentConfig:
         kl_coef: weight of the divergence from the reference, which is the policy as it was when learning began.
         kl_estimator: "k1", "k2" or "k3", see `losses.kl_estimate`: k2 or k3 in the loss, k1 in the reward.
         kl_in: "loss" adds it to each step's loss; "reward" takes it off each step's reward, before credit is given.
+        importance_sampling: where actions were drawn from a copy of the policy that rounds differently, weigh steps by
+            the ratio of their probabilities: of each "token" or of the whole "sequence"; None: as if from the policy.
+        importance_cap: the largest such weight.
         critic_warmup: first updates, in which the critic learns and the policy stays as it is.
         adam_eps: Adam's epsilon.
         seed: of start states, actions, minibatches and initial weights.
@@ -59,6 +62,8 @@ class AgentConfig:
     kl_coef: float = 0.0
     kl_estimator: KLEstimator = "k3"
     kl_in: Literal["loss", "reward"] = "loss"
+    importance_sampling: ImportanceLevel | None = None
+    importance_cap: float = 2.0
     critic_warmup: int = 0
     adam_eps: float = 1e-5
     seed: int = 0
@@ -78,9 +83,15 @@ class AgentConfig:
         for name in ("kl_coef", "critic_warmup"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name, known in (("kl_estimator", get_args(KLEstimator)), ("kl_in", ("loss", "reward"))):
+        if not self.importance_cap >= 1:
+            raise ValueError(f"importance_cap must be at least 1, got {self.importance_cap}")
+        for name, known in (
+            ("kl_estimator", get_args(KLEstimator)),
+            ("kl_in", ("loss", "reward")),
+            ("importance_sampling", (*get_args(ImportanceLevel), None)),
+        ):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {getattr(self, name)!r}")
 
 
 def make_config(kind: type[AgentConfig], settings: Mapping[str, Any]) -> AgentConfig:

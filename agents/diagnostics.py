@@ -25,6 +25,21 @@ def rollout_metrics(traj: Trajectories, cut: Tensor | None = None) -> dict[str, 
         "rollout/ep_len_mean": float(lengths[over].mean()),
         "rollout/truncated": float(traj.truncated.float().mean()),
         "time/steps_this_update": float(lengths.sum()),
+        **sampling_metrics(traj),
+    }
+
+
+def sampling_metrics(traj: Trajectories) -> dict[str, float]:
+    """How far the policy is from what the actions were drawn from, where that is not the policy itself."""
+    if traj.behaviour_logprobs is None:
+        return {}
+    log_ratio = (traj.logprobs - traj.behaviour_logprobs)[traj.valid]
+    ratio = log_ratio.exp()
+    return {
+        "sampling/logprob_difference": float(log_ratio.abs().mean()),
+        "sampling/importance_min": float(ratio.min()),
+        "sampling/importance_mean": float(ratio.mean()),
+        "sampling/importance_max": float(ratio.max()),
     }
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 Aggregation = Literal["token_mean", "sequence_mean", "constant_horizon"]
 ValueLossName = Literal["squared_error", "bce"]
 KLEstimator = Literal["k1", "k2", "k3"]
+ImportanceLevel = Literal["token", "sequence"]
 _ROUNDING = 1e-4
 
 
@@ -143,6 +144,32 @@ def probability_mask(logprobs: Tensor, valid: Tensor, threshold: float, *, densi
     if n == 0:
         return valid
     return valid & (logprobs <= logprobs[valid].kthvalue(max(1, round(threshold * n))).values)
+
+
+def truncated_importance(
+    logprobs: Tensor, behaviour_logprobs: Tensor, valid: Tensor, level: ImportanceLevel, cap: float
+) -> Tensor:
+    """What each step weighs to make up for actions drawn from another distribution than the policy's.
+
+    token     w_t = min(rho_t, cap),                rho_t = exp(logprobs_t - behaviour_logprobs_t)
+    sequence  w_t = min(prod over s of rho_s, cap)  for all steps of a row
+
+    Source: Ionides 2008, "Truncated importance sampling".
+
+    Args:
+        logprobs: (B, T) under the policy.
+        behaviour_logprobs: (B, T) under the distribution that the actions were drawn from.
+        valid: (B, T) bool, True where the policy chose an action.
+        level: of the ratio.
+        cap: the largest weight, at least 1.
+
+    Returns:
+        (B, T), 1 where not valid.
+    """
+    log_ratio = torch.where(valid, logprobs - behaviour_logprobs, 0.0)
+    if level == "sequence":
+        log_ratio = torch.where(valid, log_ratio.sum(1, keepdim=True), 0.0)
+    return log_ratio.exp().clamp(max=cap)
 
 
 def aggregation_weights(

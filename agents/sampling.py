@@ -65,8 +65,10 @@ JOINED = [field.name for field in fields(Trajectories) if field.name not in ("gr
 
 
 def join_padded(values: Sequence[Any]) -> Any:
-    """Tensors (B, ...) below one another, their second axis filled up with zeros; of dataclasses, field by field."""
+    """Tensors (B, ...) below one another, their second axis filled up with zeros; dataclasses, field by field; None."""
     first = values[0]
+    if first is None:
+        return None
     if not isinstance(first, Tensor):
         return type(first)(**{f.name: join_padded([getattr(v, f.name) for v in values]) for f in fields(first)})
     if first.ndim == 1:

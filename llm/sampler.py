@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from sppo.llm.policy import Prefixes, TextPolicy, TextStartCritic, TextStepCriti
 from sppo.llm.tokenizer import encode_prompt
 
 Array = NDArray[Any]
+TOKENS = 2**15  # in one pass, where log-probabilities are recomputed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ class TextSampler:
         rewards[over, lengths[over] - 1] = outcomes[over]
         self.counts["env_steps"] += int(lengths.sum())
         self.counts["episodes"] += len(done) if fresh else 0
-        return Trajectories(
+        traj = Trajectories(
             inputs=Prefixes.of(prefixes),
             actions=actions,
             logprobs=pad_sequence([c.logprobs for c in done], batch_first=True),
@@ -174,6 +175,18 @@ class TextSampler:
             success=outcomes >= 1,
             states=TextStates(prompts, written, actions, (lengths - over.long()).numpy()) if keep_states else None,
         )
+        return self._recomputed(traj, greedy) if self.engine.copies_weights else traj
+
+    def _recomputed(self, traj: Trajectories, greedy: bool) -> Trajectories:
+        """With the policy's own log-probabilities, and beside them those of the copy that sampled."""
+        longest_first = torch.argsort(traj.inputs.lengths + traj.lengths, descending=True)
+        width = int((traj.inputs.lengths + traj.lengths).max())
+        logprobs = torch.zeros_like(traj.logprobs)
+        with torch.no_grad():
+            for rows in longest_first.split(max(1, TOKENS // width)):
+                logprobs[rows] = self.policy.evaluate(traj.choices()[rows])[0].to(logprobs)
+        # A greedy token is not drawn, so no ratio could make up for it.
+        return replace(traj, logprobs=logprobs, behaviour_logprobs=logprobs if greedy else traj.logprobs)
 
     def step_ends(self, traj: Trajectories) -> Tensor:
         """(B, T) bool, True at tokens after which the response ends with the task's `step_separator`, a line break

@@ -57,6 +57,8 @@ UPDATES = 3
 class Scripted:
     """Responses of 1 to 8 tokens that are a function of how many were asked for, not of who asks."""
 
+    copies_weights = False
+
     def __init__(self, policy: Any) -> None:
         self.policy, self.asked = policy, 0
 
