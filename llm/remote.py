@@ -48,7 +48,8 @@ class Remote:
         start_seconds: how long making it may take.
 
     Raises:
-        ProcessDied: if it dies, fails or takes too long while it is made; the end of what it printed is in the error.
+        ProcessDied: if it dies or takes too long before the object is made; the end of what it printed is in the error.
+        RuntimeError: with the traceback of what making it raised.
     """
 
     def __init__(
@@ -70,7 +71,11 @@ class Remote:
         theirs.close()  # so that reading ends when the process does
         self._connection = Connection(ours.detach())
         self._end = weakref.finalize(self, _end, self.process, self._connection)
-        self._exchange(args, start_seconds)
+        try:
+            self._exchange(args, start_seconds)
+        except BaseException:
+            self.close()
+            raise
 
     def call(self, name: str, *args: Any) -> Any:
         """A method's result.
@@ -85,7 +90,9 @@ class Remote:
         try:
             self._connection.send(message)
             if not self._connection.poll(seconds):
-                raise ProcessDied(f"the process made no object in {seconds:.0f} s{self._said()}")
+                self.process.kill()
+                self.close()
+                raise ProcessDied(f"the process {self.process.pid} made no object in {seconds:.0f} s{self._said()}")
             good, result = self._connection.recv()
         except (EOFError, OSError) as error:  # a broken pipe, or a connection that was reset
             self.close()
@@ -100,7 +107,7 @@ class Remote:
 
     def _said(self) -> str:
         lines = Path(self._log.name).read_text(errors="replace").splitlines()[-15:]
-        return "".join(f"\n    {line}" for line in ["; it printed:", *lines]) if lines else ""
+        return "".join(["; it printed:", *(f"\n    {line}" for line in lines)]) if lines else ""
 
     def close(self) -> None:
         """End the process, if it still runs."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import subprocess
+import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,11 +14,12 @@ import pytest
 import torch
 from fake_text import ToyTask
 
+from sppo.agents import SPPO
 from sppo.agents.batch import Choices
 from sppo.llm.engine import Completion
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.engine_vllm import VLLMEngine
-from sppo.llm.policy import Prefixes, TextPolicy, load_model, tiny_model
+from sppo.llm.policy import Prefixes, TextPolicy, critic_base, load_model, tiny_model
 from sppo.llm.sampler import TextSampler
 from sppo.llm.sources import find_model
 from sppo.llm.tokenizer import character_tokenizer, load_tokenizer
@@ -167,24 +169,84 @@ def test_the_trainers_threads_and_generators_are_left_alone(engine: VLLMEngine) 
     torch.set_num_threads(n)
 
 
-def test_a_server_that_dies_in_a_rollout_is_started_again_and_nothing_counts_twice() -> None:
-    def rollout(dies: bool) -> tuple[list[list[int]], dict[str, int]]:
-        policy = toy()
-        with_engine = VLLMEngine(policy, server=True, kv_cache_gib=KV)
-        sampler = TextSampler(ToyTask(), policy, with_engine, max_completion_length=8)
-        if dies:
-            os.kill(server_of(with_engine), signal.SIGKILL)
-        traj = sampler.rollout(np.arange(6))
-        with_engine.close()
-        return traj.actions.tolist(), sampler.counts
+def test_beginnings_are_read_once_for_a_group_and_forgotten_after_it(engine: VLLMEngine) -> None:
+    from vllm import SamplingParams
 
-    assert rollout(dies=True) == rollout(dies=False)
+    prefix = prompts(engine.policy, 1)[0].repeat(40).tolist()
+    asked = ([{"prompt_token_ids": prefix}] * 6, SamplingParams(max_tokens=1, detokenize=False))
+    engine.sync()
+    first, *others = (output.num_cached_tokens for output in engine._call("llm_method", "generate", *asked))
+    assert first == 0 and min(others) > len(prefix) / 2
+    generate(engine, prompts(engine.policy, 1))
+    assert engine._call("llm_method", "generate", *asked)[0].num_cached_tokens == 0
 
 
-def server_of(engine: VLLMEngine) -> int:
-    return engine._holder.process.pid
+def toy_sampler(engine: VLLMEngine, **options: int) -> TextSampler:
+    policy = engine.policy
+    critic = lambda: critic_base(policy.model, layers=1)  # noqa: E731
+    return TextSampler(ToyTask(), policy, engine, **{"max_completion_length": 8, "critic": critic, **options})
 
 
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(x) for x in found.stdout.split()]
+@pytest.mark.parametrize("server", [False, True], ids=["process", "server"])
+def test_sppo_learns(server: bool) -> None:
+    engine = VLLMEngine(toy(), server=server, kv_cache_gib=KV)
+    agent = SPPO(toy_sampler(engine), episodes_per_update=64, learning_rate=3e-3, n_epochs=1, n_minibatches=2)
+    seen: list[dict[str, float]] = []
+    agent.learn(total_episodes=64 * 25, callback=lambda agent, metrics: seen.append(dict(metrics)))
+    engine.close()
+    rates = [metrics["rollout/success_rate"] for metrics in seen]
+    assert np.mean(rates[:3]) < 0.5 and np.mean(rates[-3:]) > 0.85, rates
+    assert max(metrics["sampling/logprob_difference"] for metrics in seen) < 1e-5
+    assert {round(metrics["sampling/importance_max"], 4) for metrics in seen} == {1.0}
+
+
+def test_a_server_that_dies_in_a_rollout_is_started_again_and_nothing_counts_twice(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = VLLMEngine(toy(), server=True, kv_cache_gib=KV, batch_size=4)
+    whole = toy_sampler(engine, max_completion_length=64).rollout(np.arange(20).repeat(20))
+    pid, ask = engine._holder.process.pid, engine._ask
+
+    def dies(requests: list, greedy: bool) -> list:
+        if len(requests) == 400 and engine._holder.process.pid == pid:
+            threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
+        return ask(requests, greedy)
+
+    monkeypatch.setattr(engine, "_ask", dies)
+    sampler = toy_sampler(engine, max_completion_length=64)
+    again = sampler.rollout(np.arange(20).repeat(20))
+    assert engine._holder.process.pid != pid and "was ended by SIGKILL" in caplog.text
+    assert torch.equal(again.actions, whole.actions) and torch.equal(again.logprobs, whole.logprobs)
+    assert sampler.counts == {"env_steps": int(whole.lengths.sum()), "episodes": 400, "prompts_drawn": 0}
+    # One that dies while it is started again is not tried for ever.
+    os.kill(engine._holder.process.pid, signal.SIGKILL)
+    monkeypatch.setitem(engine.options, "kv_cache_memory_bytes", 2**50)
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="less than requested memory for kv"):
+        sampler.rollout(np.arange(2))
+    assert time.monotonic() - started < 60
+
+
+def test_adapters_arrive_as_adapters() -> None:
+    pytest.importorskip("peft")
+    from sppo.llm.lora import LoRA, lora_policy
+
+    policy = toy()
+    lora_policy(policy, LoRA(rank=4), seed=0)
+    engine = VLLMEngine(policy, kv_cache_gib=KV)
+    prefixes = [torch.arange(2, 6)] * 8
+    before = [c.logprobs.tolist() for c in generate(engine, prefixes)]
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        for p in policy.parameters():
+            if p.requires_grad:
+                p.data.add_(0.3 * torch.randn(p.shape, generator=generator))
+        done = generate(engine, prefixes)
+        for row, completion in zip(trainers(policy, prefixes, done), done, strict=True):
+            torch.testing.assert_close(completion.logprobs, row, atol=1e-5, rtol=0)
+        assert [c.logprobs.tolist() for c in done] != before
+
+
+def test_devices_are_a_servers() -> None:
+    with pytest.raises(ValueError, match="devices='1' are a server's"):
+        VLLMEngine(toy(), devices="1")
