@@ -24,7 +24,9 @@ from sppo.experiments.domains import agent_settings
 from sppo.experiments.runlog import RunLog
 from sppo.experiments.settings import make
 from sppo.experiments.tasks import task as about_task
+from sppo.llm.engine import Engine
 from sppo.llm.engine_hf import HFEngine
+from sppo.llm.engine_vllm import VLLMEngine, require_vllm
 from sppo.llm.policy import TextPolicy, critic_base, load_model
 from sppo.llm.sampler import Response, TextSampler
 from sppo.llm.sources import find_model, model_names
@@ -62,8 +64,16 @@ class TextConfig:
     """Of matrix products; weights and optimiser stay in float32."""
     threads: int | None = None
     """Of the process; by default one per processor. The last digits of results depend on it."""
+    engine: Literal["hf", "vllm", "vllm-server"] = "hf"
+    """What generates: the policy itself, or vLLM with a copy of its weights, beside it or in a process of its own."""
     generation_batch_size: int = 256
     """Responses generated side by side."""
+    kv_cache_gib: float | None = None
+    """Memory for vLLM's keys and values; by default 1 on a CPU, and on a GPU what `gpu_memory_utilization` leaves."""
+    gpu_memory_utilization: float = 0.5
+    """The share of a GPU's memory that vLLM may take; between rollouts it gives it back."""
+    engine_devices: str | None = None
+    """GPUs of vLLM's server, as in CUDA_VISIBLE_DEVICES; by default it is on the policy's."""
     n_completions: int = 8
     """Responses written to completions.jsonl at every update and evaluation."""
 
@@ -71,6 +81,10 @@ class TextConfig:
         for name in ("max_completion_length", "max_prompt_length", "critic_layers", "threads", "generation_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
+        if self.kv_cache_gib is not None and not self.kv_cache_gib > 0:
+            raise ValueError(f"kv_cache_gib must be positive, got {self.kv_cache_gib}")
         if self.critic_start is not None and not 0 < self.critic_start < 1:
             raise ValueError(f"critic_start must be in (0, 1), got {self.critic_start}")
 
@@ -106,6 +120,8 @@ def check(configs: Sequence[RunConfig]) -> None:
     """Data files are read and prompts are encoded; models are too large to be made for a check."""
     seen = set()
     for config in configs:
+        if config.text["engine"] != "hf":
+            require_vllm()
         key = json.dumps([config.env_id, config.env_kwargs, config.text, config.start], sort_keys=True)
         if key not in seen:
             seen.add(key)
@@ -129,7 +145,7 @@ def _make_agent(config: RunConfig) -> Agent:
     sampler = TextSampler(
         _task(config),
         policy,
-        HFEngine(policy, batch_size=text.generation_batch_size),
+        make_engine(policy, text),
         max_completion_length=text.max_completion_length,
         seed=config.seed,
         critic=lambda: critic_base(body, layers=text.critic_layers),
@@ -137,6 +153,21 @@ def _make_agent(config: RunConfig) -> Agent:
     )
     kind = AGENTS[config.agent]
     return kind(sampler, config=make(kind.Config, config.settings))
+
+
+def make_engine(policy: TextPolicy, text: TextConfig) -> Engine:
+    """What generates with this policy's weights."""
+    if text.engine == "hf":
+        return HFEngine(policy, batch_size=text.generation_batch_size)
+    return VLLMEngine(
+        policy,
+        server=text.engine == "vllm-server",
+        batch_size=text.generation_batch_size,
+        max_model_len=text.max_prompt_length and text.max_prompt_length + text.max_completion_length,
+        kv_cache_gib=text.kv_cache_gib,
+        gpu_memory_utilization=text.gpu_memory_utilization,
+        devices=text.engine_devices,
+    )
 
 
 def _same_tokens(model: Any, policy: TextPolicy) -> Any:

