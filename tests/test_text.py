@@ -260,3 +260,26 @@ def test_every_agent_learns_on_text(name):
         total_episodes=32 * 20, callback=lambda a, metrics: rates.append(metrics["rollout/success_rate"]) or True
     )
     assert np.mean(rates[:2]) < 0.5 and np.mean(rates[-4:]) > 0.85
+
+
+def test_a_tokenizer_without_stop_token_is_refused_and_one_without_padding_will_do(tmp_path: Path):
+    tokenizer = character_tokenizer("ab=;")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "unpadded")
+    assert load_tokenizer(str(tmp_path / "unpadded")).pad_token_id == tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "endless")
+    with pytest.raises(ValueError, match="endless has no stop"):
+        load_tokenizer(str(tmp_path / "endless"))
+
+
+def test_an_empty_response_is_scored():
+    """The stop token at once: one action, trained like any other."""
+    sampler = toy_sampler()
+    stop = sampler.policy.tokenizer.eos_token_id
+    sampler.engine.generate = lambda prefixes, limits, **kwargs: [
+        Completion(tokens=torch.tensor([stop]), logprobs=torch.zeros(1), stopped=True) for _ in prefixes
+    ]
+    traj = sampler.rollout(np.arange(4))
+    assert traj.lengths.tolist() == [1] * 4 and traj.terminated.all() and (traj.outcomes == 0).all()
+    assert sampler.reasons == {"wrong": 4}
