@@ -19,6 +19,7 @@ from sppo.agents.learners import LocalLearner
 from sppo.agents.losses import aggregation_weights
 from sppo.agents.update import PolicyLoss, minimise
 from sppo.llm import policy as policy_module
+from sppo.llm.engine import Completion
 from sppo.llm.engine_hf import HFEngine, _draw
 from sppo.llm.policy import TextPolicy, load_model, products, tiny_model
 from sppo.llm.text_env import TextEnv
