@@ -50,9 +50,9 @@ TEXT_TASKS = {
         episodes_per_update=128,
         total_episodes=12_800,
         start="arithmetic",
-        env_kwargs={"terms": [2, 3], "operands": [1, 50]},
+        env_kwargs={"terms": [2, 5], "operands": [1, 50]},
         settings={**TEXT_SETTINGS, "learning_rate": 1e-4, "critic_learning_rate": 1e-3, "microbatch_size": 32},
-        text={"max_completion_length": 40, "critic_layers": 2, "threads": 1},
+        text={"max_completion_length": 56, "critic_layers": 2, "threads": 1},
     ),
     "text/addition": Task(
         total_episodes=3_200,

@@ -33,11 +33,11 @@ class TextSFTConfig:
     """How a small model is taught a task's demonstrations."""
 
     task: str = "arithmetic"
-    terms: tuple[int, int] = (2, 3)
+    terms: tuple[int, int] = (2, 5)
     """Fewest and most operands of a chain."""
     operands: tuple[int, int] = (1, 50)
     """Smallest and greatest operand."""
-    p_wrong: float = 0.4
+    p_wrong: float = 0.3
     """Share of wrong steps in the last demonstrations: a model that knows how learns to miss, which is what
     reinforcement learning can mend."""
     wrong_steps: int = 300
@@ -46,12 +46,12 @@ class TextSFTConfig:
     learning_rate: float = 1e-3
     """At its peak: it rises over the first `warmup` gradient steps, and falls to nothing with the last."""
     warmup: int = 100
-    batch_size: int = 128
+    batch_size: int = 64
     """Demonstrations per gradient step, of like length."""
     check_every: int = 500
     """Gradient steps between two looks at the success rate."""
     check_prompts: int = 512
-    max_completion_length: int = 40
+    max_completion_length: int = 56
     """Token budget of a response, stop token included."""
     seed: int = 0
 
