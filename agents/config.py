@@ -20,6 +20,7 @@ class AgentConfig:
         episodes_per_update: episodes sampled before each update; with `n_steps`, how many run side by side.
         n_steps: None runs whole episodes; a number cuts them after so many steps and resumes them in the next update.
         n_epochs: passes over the episodes of one update.
+        critic_n_epochs: the same for the critic, where it differs: nothing clips how far it may learn.
         n_minibatches: optimiser steps per pass.
         batch_size: steps per minibatch (rows, where the policy has a memory), in place of n_minibatches.
         microbatch_size: rows per forward and backward pass; no effect on the gradient.
@@ -48,6 +49,7 @@ class AgentConfig:
     episodes_per_update: int = 64
     n_steps: int | None = None
     n_epochs: int = 4
+    critic_n_epochs: int | None = None
     n_minibatches: int = 4
     batch_size: int | None = None
     microbatch_size: int | None = None
@@ -75,7 +77,7 @@ class AgentConfig:
         for name in positive.split():
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("n_steps", "batch_size", "microbatch_size", "target_kl", "clip_range_high"):
+        for name in ("critic_n_epochs", "n_steps", "batch_size", "microbatch_size", "target_kl", "clip_range_high"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive or None, got {getattr(self, name)}")
         if self.mask_threshold is not None and not 0 < self.mask_threshold < 1:

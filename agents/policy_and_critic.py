@@ -25,7 +25,6 @@ def update_all(
     first = agents[0]
     c = first.config
     schedule: dict[str, Any] = {
-        "n_epochs": c.n_epochs,
         "n_minibatches": c.n_minibatches,
         "microbatch_size": c.microbatch_size,
         "generators": [agent.generator for agent in agents],
@@ -37,6 +36,7 @@ def update_all(
             learner,
             loss,
             [agent.policy_experience(e) for agent, e in zip(agents, experiences, strict=True)],
+            n_epochs=c.n_epochs,
             batch_size=c.batch_size,
             stop=None if c.target_kl is None else lambda means: means["train/approx_kl"] > 1.5 * c.target_kl,
             skip_silent=not (loss.ent_coef or loss.kl_coef),
@@ -47,6 +47,7 @@ def update_all(
             critic_learner,
             ValueLoss(critic),
             [agent.critic_experience(e) for agent, e in zip(agents, experiences, strict=True)],
+            n_epochs=c.critic_n_epochs or c.n_epochs,
             batch_size=first.critic_batch_size(),
             **schedule,
         )

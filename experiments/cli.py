@@ -67,8 +67,8 @@ class RunOptions:
     """Budget in episodes (responses); by default the paper's for the task, 10 000 for others."""
     steps: int | None = None
     """Budget in environment steps (tokens), beside the one in episodes: the run ends with whichever is spent first."""
-    evals: int = 20
-    """Evaluations during a run, evenly spaced, beside the one before it."""
+    evals: int | None = None
+    """Evaluations during a run, evenly spaced, beside the one before it; by default 20, fewer for large models."""
     eval_episodes: int = 256
     """Held-out start states of each evaluation, with sampled actions, outside the budget."""
     stop_at_success: float | None = None

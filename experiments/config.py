@@ -38,8 +38,8 @@ class RunConfig:
     """On text, settings of `text.TextConfig` that differ from its defaults and the task's."""
     net_arch: tuple[int, ...] = (64, 64)
     activation: Literal["relu", "tanh"] = "relu"
-    n_evals: int = 20
-    """Evaluations during the run, evenly spaced, beside the one before it."""
+    n_evals: int | None = None
+    """Evaluations during the run, evenly spaced, beside the one before it. None: the task's number."""
     n_eval_episodes: int = 256
     """Held-out start states of each evaluation, with sampled actions, outside the budget."""
     stop_at_success: float | None = None

@@ -74,7 +74,7 @@ def resolve(config: RunConfig) -> RunConfig:
         raise ValueError(f"stop_at_success must be in (0, 1], got {config.stop_at_success}")
     if config.seed < 0:
         raise ValueError(f"seed must not be negative, got {config.seed}")
-    return domain(config).resolve(config)
+    return domain(config).resolve(dataclasses.replace(config, n_evals=config.n_evals or task(config.env_id).n_evals))
 
 
 def agent_settings(config: RunConfig) -> dict[str, Any]:

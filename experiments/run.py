@@ -227,7 +227,7 @@ def _train(
 def _evaluation(agent: Agent, config: RunConfig, log: RunLog) -> EvalCallback:
     """On the same held-out starts for every agent and seed."""
     sampler, starts = domain(config).held_out(agent, config)
-    assert config.total_episodes is not None
+    assert config.total_episodes is not None and config.n_evals is not None
     return EvalCallback(
         sampler,
         starts,

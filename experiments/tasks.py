@@ -18,6 +18,7 @@ class Task:
     """Trajectories per update, as in section 5.3 of arXiv 2604.08865."""
     total_episodes: int = 10_000
     """Episodes in the paper's figure."""
+    n_evals: int = 20
     sft: dict[str, Any] = field(default_factory=dict)
     """What differs from SFTConfig's defaults."""
     start: str | None = None
@@ -51,14 +52,28 @@ TEXT_TASKS = {
         total_episodes=12_800,
         start="arithmetic",
         env_kwargs={"terms": [2, 5], "operands": [1, 50]},
-        settings={**TEXT_SETTINGS, "learning_rate": 1e-4, "critic_learning_rate": 1e-3, "microbatch_size": 32},
+        settings={
+            **TEXT_SETTINGS,
+            "learning_rate": 1e-4,
+            "critic_learning_rate": 2e-4,
+            "critic_n_epochs": 4,
+            "microbatch_size": 32,
+        },
         text={"max_completion_length": 56, "critic_layers": 2, "threads": 1},
     ),
+    # Few updates of a large model: an evaluation costs as much as four of them.
     "text/addition": Task(
-        total_episodes=3_200,
+        total_episodes=960,
+        n_evals=5,
         start="smollm2",
-        settings={**TEXT_SETTINGS, "learning_rate": 1e-5, "critic_learning_rate": 1e-4},
-        text={"max_completion_length": 32, "critic_layers": 4},
+        settings={
+            **TEXT_SETTINGS,
+            "learning_rate": 3e-5,
+            "critic_learning_rate": 5e-4,
+            "n_minibatches": 2,
+            "microbatch_size": 32,
+        },
+        text={"max_completion_length": 32, "critic_layers": 4, "dtype": "bfloat16"},
     ),
 }
 TEXT_DEFAULT = Task(settings={**TEXT_SETTINGS, "learning_rate": 1e-6, "critic_learning_rate": 1e-5})
