@@ -290,8 +290,8 @@ class Eval:
         from sppo.llm.policy import TextPolicy, load_model
         from sppo.llm.tokenizer import load_tokenizer
 
-        model = load_model(source, dtype=getattr(torch, self.dtype))
-        policy = TextPolicy(model, load_tokenizer(source), temperature=self.temperature)
+        dtype = getattr(torch, self.dtype)
+        policy = TextPolicy(load_model(source), load_tokenizer(source), temperature=self.temperature, dtype=dtype)
         return policy, HFEngine(policy, batch_size=self.batch_size)
 
 
