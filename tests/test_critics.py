@@ -65,3 +65,13 @@ def test_step_critic_finds_the_values_of_the_chain(value_loss: str) -> None:
     rms = float(np.sqrt((error**2).mean()))
     assert rms < 0.035, f"root mean square error {rms:.3f}; a state's own mean would have about {typical:.3f}"
     assert abs(error.mean()) < 4 * (0.25 / 4000) ** 0.5
+
+
+def test_a_critic_may_pass_over_its_episodes_more_often() -> None:
+    taken = []
+    for passes in (None, 1, 5):
+        agent = SPPO(chain(), n_epochs=2, n_minibatches=3, critic_n_epochs=passes)
+        agent.train_once()
+        states = (agent.learner.optimizer.state, agent.critic_learner.optimizer.state)  # type: ignore[union-attr]
+        taken.append([int(next(iter(state.values()))["step"]) for state in states])
+    assert taken == [[6, 6], [6, 3], [6, 15]]
