@@ -190,7 +190,7 @@ class VLLMEngine:
 
     def _answers(self, requests: list[Request], greedy: bool) -> list[Answer]:
         self.sync()
-        answers = self._ask(requests, greedy)
+        answers = self._ask(requests, greedy) if requests else []
         if self.options["enable_sleep_mode"]:  # the memory is the trainer's until the next call
             self._call("llm_method", "sleep", 1 if self.lora is not None else 2)
             self._asleep, self._synced = True, None
@@ -306,6 +306,8 @@ class Holder:
             from vllm.config import WeightTransferConfig
 
             self.vllm, self.adapter = vllm, None
+            # vLLM compiles a few helpers even where it is told to be eager, which takes longer than what they save.
+            self.stance = "force_eager" if options["enforce_eager"] else "default"
             self.llm = vllm.LLM(
                 model=folder,
                 skip_tokenizer_init=True,
@@ -331,7 +333,8 @@ class Holder:
             for _, limit, seed in requests
         ]
         prompts = [{"prompt_token_ids": prefix} for prefix, _, _ in requests]
-        outputs = self.llm.generate(prompts, params, use_tqdm=False, lora_request=self.adapter)
+        with torch.compiler.set_stance(self.stance):
+            outputs = self.llm.generate(prompts, params, use_tqdm=False, lora_request=self.adapter)
         self.llm.reset_prefix_cache()
         answers = []
         for output in outputs:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fake_text import ToyTask
+from small_runs import assert_looks_whole, assert_same_run, quiet_run, records
 
 from sppo.agents import SPPO
 from sppo.agents.batch import Choices
+from sppo.experiments.config import RunConfig
+from sppo.experiments.run import run
 from sppo.llm.engine import Completion
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.engine_vllm import VLLMEngine
@@ -225,6 +232,42 @@ def test_a_server_that_dies_in_a_rollout_is_started_again_and_nothing_counts_twi
     with pytest.raises(RuntimeError, match="less than requested memory for kv"):
         sampler.rollout(np.arange(2))
     assert time.monotonic() - started < 60
+
+
+KILLED = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from small_runs import quiet_run
+from test_resume import kill_at_file_operation
+from sppo.experiments.config import RunConfig
+kill_at_file_operation(110, Path({folder!r}))
+quiet_run([RunConfig(**json.loads({config!r}))], [Path({folder!r})])
+"""
+
+
+@pytest.mark.parametrize("engine", ["vllm", "vllm-server"])
+def test_a_killed_run_goes_on_bit_for_bit(engine: str, tmp_path: Path) -> None:
+    config = {
+        "env_id": "text/arithmetic",
+        "agent": "sppo",
+        "env_kwargs": {"train_size": 40, "test_size": 12},
+        "settings": {"episodes_per_update": 8, "n_minibatches": 2, "learning_rate": 1e-3},
+        "text": {"max_completion_length": 12, "critic_layers": 1, "threads": 1, "engine": engine, "kv_cache_gib": KV},
+        "total_episodes": 32,
+        "n_evals": 2,
+        "n_eval_episodes": 16,
+        "checkpoint_freq": 1,
+    }
+    run([RunConfig(**config)], [tmp_path / "whole"])
+    folder = tmp_path / "killed"
+    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder), config=json.dumps(config))
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert 0 < len(records(folder / "progress.jsonl")) < 4
+    quiet_run([RunConfig(**config)], [folder])
+    assert_same_run(folder, tmp_path / "whole")
+    assert_looks_whole(folder)
 
 
 def test_adapters_arrive_as_adapters() -> None:
