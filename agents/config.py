@@ -24,6 +24,7 @@ class AgentConfig:
         n_minibatches: optimiser steps per pass.
         batch_size: steps per minibatch (rows, where the policy has a memory), in place of n_minibatches.
         microbatch_size: rows per forward and backward pass; no effect on the gradient.
+        microbatch_steps: or as many rows as hold so many steps, padding included; no effect on the gradient either.
         clip_range: the probability ratio's distance from 1 at which the objective is clipped.
         clip_range_high: the same above 1, where it differs.
         ent_coef: weight of the entropy bonus.
@@ -53,6 +54,7 @@ class AgentConfig:
     n_minibatches: int = 4
     batch_size: int | None = None
     microbatch_size: int | None = None
+    microbatch_steps: int | None = None
     clip_range: float = 0.2
     clip_range_high: float | None = None
     ent_coef: float = 0.0
@@ -77,7 +79,15 @@ class AgentConfig:
         for name in positive.split():
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("critic_n_epochs", "n_steps", "batch_size", "microbatch_size", "target_kl", "clip_range_high"):
+        for name in (
+            "critic_n_epochs",
+            "n_steps",
+            "batch_size",
+            "microbatch_size",
+            "microbatch_steps",
+            "target_kl",
+            "clip_range_high",
+        ):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive or None, got {getattr(self, name)}")
         if self.mask_threshold is not None and not 0 < self.mask_threshold < 1:

@@ -27,6 +27,7 @@ def update_all(
     schedule: dict[str, Any] = {
         "n_minibatches": c.n_minibatches,
         "microbatch_size": c.microbatch_size,
+        "microbatch_steps": c.microbatch_steps,
         "generators": [agent.generator for agent in agents],
     }
     loss = first.policy_loss(policy)

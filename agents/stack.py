@@ -66,6 +66,7 @@ def can_stack(agents: Sequence[Agent]) -> bool:
         and agent.collects_plainly
         and agent.stream is None
         and agent.config.microbatch_size is None
+        and agent.config.microbatch_steps is None
         and replace(agent.config, seed=0) == replace(first.config, seed=0)
         and min(agent.n_updates, agent.config.critic_warmup) == min(first.n_updates, first.config.critic_warmup)
         and agent.network == first.network

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -126,6 +127,7 @@ def minimise(
     generator: np.random.Generator,
     batch_size: int | None = None,
     microbatch_size: int | None = None,
+    microbatch_steps: int | None = None,
     stop: Stop | None = None,
     skip_silent: bool = False,
 ) -> dict[str, float]:
@@ -143,6 +145,7 @@ def minimise(
         generator: draws the order of each pass.
         batch_size: steps (rows, where the loss is over rows) per minibatch; overrides n_minibatches.
         microbatch_size: rows per forward and backward pass, of all ranks together; None for the whole minibatch.
+        microbatch_steps: or as many rows, ordered by length, as hold so many steps when padded; at least one block.
         stop: given a minibatch's averaged statistics, True ends the update before that minibatch's optimiser step.
         skip_silent: do not send rows whose advantages are all 0 through the network. They stay in the divisor, so that
             the gradient is the same, and out of the statistics. For losses whose gradient is 0 where the advantage is.
@@ -160,6 +163,7 @@ def minimise(
         generators=[generator],
         batch_size=batch_size,
         microbatch_size=microbatch_size,
+        microbatch_steps=microbatch_steps,
         stop=stop,
         skip_silent=skip_silent,
     )
@@ -176,6 +180,7 @@ def minimise_all(
     generators: Sequence[np.random.Generator],
     batch_size: int | None = None,
     microbatch_size: int | None = None,
+    microbatch_steps: int | None = None,
     stop: Stop | None = None,
     skip_silent: bool = False,
 ) -> list[dict[str, float]]:
@@ -207,7 +212,7 @@ def minimise_all(
             evaluated = total_share(rows)
         learner.zero_grad()
         totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-        for micro in _microbatches(rows, microbatch_size if n == 1 else None, loss.block):
+        for micro in _microbatches(rows, microbatch_size, microbatch_steps, loss.block):
             micro = learner.own_rows(micro, loss.block)
             per_step, stats = loss(micro)
             of_loss, of_stats = (
@@ -277,14 +282,23 @@ def _some_silent(data: Experience) -> bool:
     return int((data.weight * data.advantages).count_nonzero()) < int(data.traj.valid.count_nonzero())
 
 
-def _microbatches(parts: Sequence[Experience | None], size: int | None, block: int) -> list[Experience]:
-    """The networks' rows side by side, a few at a time; none where there are none."""
+def _microbatches(
+    parts: Sequence[Experience | None], size: int | None, steps: int | None, block: int
+) -> list[Experience]:
+    """The networks' rows side by side, all at once where there are several networks; none where there are none."""
     if not any(part is not None and len(part) for part in parts):
         return []
     minibatch = side_by_side(parts)
-    if size is None or size >= len(minibatch):
+    if len(parts) > 1 or (steps is None and (size is None or size >= len(minibatch))):
         return [minibatch]
     if block == 1:
         minibatch = minibatch.by_length()
-    size = max(block, size // block * block)
-    return [minibatch[slice(first, first + size)] for first in range(0, len(minibatch), size)]
+    lengths = minibatch.traj.lengths.tolist()
+    bounds, longest = [0], 0
+    for first in range(0, len(lengths), block):
+        end, longest = first + block, max(longest, *lengths[first : first + block])
+        rows = end - bounds[-1]
+        if rows > block and (rows > (size or rows) or rows * longest > (steps or rows * longest)):
+            bounds.append(first)
+            longest = max(lengths[first:end])
+    return [minibatch[slice(*ends)] for ends in pairwise([*bounds, len(lengths)])]

@@ -80,6 +80,7 @@ def test_gradients_do_not_depend_on_cut_or_order_or_padding(
     for size in (1, 2, 3):
         assert_same(gradient(make_loss, data, microbatch_size=size), whole)
         assert_same(gradient(over_rows(make_loss), data, microbatch_size=size), whole)
+        assert_same(gradient(over_rows(make_loss), data, microbatch_steps=4 * size), whole)
     blocks = torch.from_numpy(np.random.default_rng(seed).permutation(len(lengths) // block))
     order = (blocks[:, None] * block + torch.arange(block)).flatten()
     wide = padded_like(data, lengths, 3, seed=seed + 1, **made)

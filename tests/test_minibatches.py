@@ -103,3 +103,29 @@ def test_pairs_stay_together_in_microbatches() -> None:
     data = replace(data, traj=replace(data.traj, inputs=rows))
     gradient(lambda policy: Pairs(surrogate(policy), block=2), data, microbatch_size=3)
     assert sizes == [2, 2, 2]
+
+
+def test_microbatches_hold_so_many_steps() -> None:
+    """Ordered by length: 1, 1, 2, 5, 5, 9."""
+    lengths = [5, 1, 9, 2, 5, 1]
+    cut: list[list[int]] = []
+
+    class Noted(OverRows):
+        def __call__(self, batch: Experience) -> Any:
+            cut.append(batch.traj.lengths.tolist())
+            return self.loss(batch)
+
+    def microbatches(block: int = 1, **settings: int) -> list[list[int]]:
+        cut.clear()
+        gradient(lambda policy: Noted(surrogate(policy), block=block), made_up(lengths), n_epochs=1, **settings)
+        return cut.copy()
+
+    # 3 x 2 = 6 steps, padding included, and with a row of 5 it would be 4 x 5 = 20; then 2 x 5; the last by itself
+    assert microbatches(microbatch_steps=10) == [[1, 1, 2], [5, 5], [9]]
+    assert microbatches(microbatch_steps=5) == [[1, 1], [2], [5], [5], [9]]
+    assert microbatches(microbatch_steps=1) == [[1], [1], [2], [5], [5], [9]]
+    assert microbatches(microbatch_steps=10, microbatch_size=2) == [[1, 1], [2, 5], [5], [9]]
+    assert microbatches(microbatch_steps=54) == [[1, 1, 2, 5, 5, 9]]
+    for pairs in (microbatches(2, microbatch_steps=1), microbatches(2, microbatch_steps=20)):
+        assert [len(part) % 2 for part in pairs] == [0] * len(pairs) and sum(map(len, pairs)) == 6
+    assert len(microbatches(2, microbatch_steps=1)) == 3
