@@ -53,7 +53,7 @@ class RunOptions:
 
     env_options: Annotated[Options, tyro.conf.arg(aliases=("--task-options",))] = field(default_factory=dict)
     """Options of the environment (its dials, see docs/ENVIRONMENTS.md), such as: horizon 100 tolerance 1.0; or of the
-    text task (docs/TASKS.md), such as: terms [2,5] operands [1,50]"""
+    text task (docs/TASKS.md), such as: terms [2,5] operands [1,20]"""
     settings: Options = field(default_factory=dict)
     """Settings of the agent that differ from its defaults (--dry-run prints them all), such as: learning_rate 1e-3
     n_epochs 2; preset NAME takes published ones (docs/ALGORITHMS.md)."""

@@ -51,7 +51,7 @@ TEXT_TASKS = {
         episodes_per_update=128,
         total_episodes=12_800,
         start="arithmetic",
-        env_kwargs={"terms": [2, 5], "operands": [1, 50]},
+        env_kwargs={"terms": [2, 5], "operands": [1, 20]},
         settings={
             **TEXT_SETTINGS,
             "learning_rate": 1e-4,

@@ -35,7 +35,7 @@ class TextSFTConfig:
     task: str = "arithmetic"
     terms: tuple[int, int] = (2, 5)
     """Fewest and most operands of a chain."""
-    operands: tuple[int, int] = (1, 50)
+    operands: tuple[int, int] = (1, 20)
     """Smallest and greatest operand."""
     p_wrong: float = 0.3
     """Share of wrong steps in the last demonstrations: a model that knows how learns to miss, which is what
