@@ -141,6 +141,7 @@ class VLLMEngine:
                 self._holder = Remote(*holder, env=self._environment())
             else:
                 self._holder = Holder(folder, self.options, None)
+                self._holder.outlive()
 
     def _environment(self) -> dict[str, str]:
         if self.transfer is None:
@@ -356,6 +357,10 @@ class Holder:
             self.llm.llm_engine.remove_lora(last)
         self.adapter = self.vllm.lora.request.LoRARequest(f"policy-{last + 1}", last + 1, folder)
         self.llm.llm_engine.add_lora(self.adapter)
+
+    def outlive(self) -> None:
+        """At its end, vLLM would take down every process group there is, the trainer's included."""
+        self.llm.llm_engine.engine_core._finalizer.detach()
 
     def llm_method(self, name: str, *args: Any) -> Any:
         """A method of vLLM's LLM."""
