@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -270,19 +271,30 @@ def test_a_killed_run_goes_on_bit_for_bit(engine: str, tmp_path: Path) -> None:
     assert_looks_whole(folder)
 
 
+def torchrun(folder: Path, mode: str, updates: int) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(__file__).parent / "vllm_ranks.py"
+    started = [*launch, str(script), str(folder), mode, str(updates)]
+    return subprocess.run(started, capture_output=True, text=True, check=False, timeout=600)
+
+
 @pytest.mark.parametrize("mode", ["process", "server"])
 def test_ranks_that_share_a_policy_learn_as_one_process_does(mode: str, tmp_path: Path) -> None:
     """By torchrun, with the policy sharded: every rank has a vLLM of its own."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = Path(__file__).parent / "vllm_ranks.py"
-    started = [*launch, str(script), str(tmp_path), mode, "12"]
-    done = subprocess.run(started, capture_output=True, text=True, check=False, timeout=600)
+    done = torchrun(tmp_path, mode, 12)
     assert done.returncode == 0, done.stderr
     metrics = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     rates = [[m["rollout/success_rate"] for m in ranks] for ranks in metrics]
     assert rates[0] == rates[1]
     assert np.mean(rates[0][:2]) < 0.5 and np.mean(rates[0][-2:]) > 0.85, rates
     assert max(m["sampling/logprob_difference"] for m in metrics[0]) < 1e-5
+
+
+def test_ranks_stop_when_a_server_dies(tmp_path: Path) -> None:
+    done = torchrun(tmp_path, "dies", 12)
+    assert done.returncode != 0 and "was ended by SIGKILL" in done.stderr, done.stderr
+    [killed] = re.findall(r"killed at ([\d.]+)", done.stdout)
+    assert time.time() - float(killed) < 60
 
 
 def test_adapters_arrive_as_adapters() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +21,11 @@ from sppo.llm.sampler import TextSampler
 from sppo.llm.shared import SharedEngine, SharedTask
 
 
-def main(folder: Path, server: bool, updates: int) -> None:
+def main(folder: Path, mode: str, updates: int) -> None:
+    """`mode` is process, server, or dies: one rank's server is killed after the first update."""
     ranks, policy = join(), toy()
     assert ranks is not None
-    engine = SharedEngine(VLLMEngine(policy, server=server, kv_cache_gib=KV), policy, ranks)
+    engine = SharedEngine(VLLMEngine(policy, server=mode != "process", kv_cache_gib=KV), policy, ranks)
     sampler = TextSampler(
         SharedTask(ToyTask(), ranks),
         policy,
@@ -31,11 +35,15 @@ def main(folder: Path, server: bool, updates: int) -> None:
     )
     sampler.learner = partial(FSDPLearner, ranks=ranks)  # type: ignore[attr-defined]
     agent = SPPO(sampler, episodes_per_update=64, learning_rate=3e-3, n_epochs=1, n_minibatches=2)
-    metrics = [agent.train_once() for _ in range(updates)]
+    metrics = [agent.train_once()]
+    if mode == "dies" and ranks.rank == 1:
+        os.kill(engine.engine._holder.process.pid, signal.SIGKILL)
+        print("killed at", time.time(), flush=True)
+    metrics += [agent.train_once() for _ in range(updates - 1)]
     (folder / f"rank{ranks.rank}.json").write_text(json.dumps(metrics))
     engine.close()
     ranks.leave()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] == "server", int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
