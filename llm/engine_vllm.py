@@ -292,7 +292,10 @@ def gpu_sender(transfer: str, weights: Weights, call: Callable[..., Any], world_
 
 def _at_least(rank: int) -> int:
     """The next rank of adapters that vLLM has kernels for."""
-    return next(n for n in (8, 16, 32, 64, 128, 256, 320, 512) if n >= rank)
+    known = [n for n in (8, 16, 32, 64, 128, 256, 320, 512) if n >= rank]
+    if not known:
+        raise ValueError(f"vLLM has adapters of rank 512 at most, got {rank}")
+    return known[0]
 
 
 class Holder:
