@@ -1,4 +1,4 @@
-"""The command line: `sppo train | compare | experts | sft | eval | calibrate | report | watch`."""
+"""The command line: `sppo train | compare | experts | sft | eval | calibrate | plan | report | watch`."""
 
 # ruff: noqa: E402 - the thread counts are set before NumPy is imported
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sppo.experiments.compare import Job, JobFailed, check, execute, plan
 from sppo.experiments.config import RunConfig, read_config, to_json
 from sppo.experiments.domains import TEXT, resolve
 from sppo.experiments.evaluate import Eval
+from sppo.experiments.memory import PlanCommand
 from sppo.experiments.process import tune_process
 from sppo.experiments.run import Interrupted
 from sppo.experiments.settings import json_values
@@ -241,7 +242,17 @@ class Watch:
         print(watch(self.run, self.out, n_episodes=self.episodes))
 
 
-Command = Train | Compare | Experts | SFT | Eval | Calibrate | Report | Watch
+Command = (
+    Train
+    | Compare
+    | Experts
+    | SFT
+    | Eval
+    | Calibrate
+    | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
+    | Report
+    | Watch
+)
 
 
 def main() -> None:

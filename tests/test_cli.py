@@ -19,6 +19,7 @@ from sppo.agents.storage import save_policy
 from sppo.experiments import cli
 from sppo.experiments.config import to_json
 from sppo.experiments.domains import make_agents, resolve
+from sppo.experiments.memory import PlanCommand, Setting
 from sppo.experiments.process import locked
 from sppo.experiments.settings import make
 from sppo.experiments.tasks import TASKS
@@ -30,10 +31,16 @@ COMMANDS = {
     "sft": (cli.SFT,),
     "eval": (cli.Eval,),
     "calibrate": (cli.Calibrate,),
+    "plan": (PlanCommand, Setting),
     "report": (cli.Report,),
     "watch": (cli.Watch,),
 }
-POSITIONAL = {("report", "out"): "FOLDER", ("watch", "run"): "RUN", ("calibrate", "run"): "RUN"}
+POSITIONAL = {
+    ("report", "out"): "FOLDER",
+    ("watch", "run"): "RUN",
+    ("calibrate", "run"): "RUN",
+    ("plan", "model"): "MODEL",
+}
 CHAIN_ID = "sppo/SparseChain-v0"
 
 
@@ -81,7 +88,7 @@ def test_every_option_is_described(name: str, call: Any) -> None:
         f.name
         for kind in COMMANDS[name]
         for f in dataclasses.fields(kind)
-        if f.name != "run" or name in ("watch", "calibrate")
+        if f.name not in ("run", "setting") or name in ("watch", "calibrate")
     ]
     for field in fields:
         option = POSITIONAL.get((name, field), "--" + field.replace("_", "-"))
@@ -94,7 +101,7 @@ def options(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     option = ""
     for line in plain(text).splitlines():
-        new = re.match(r" *(?:--[a-z-]+ [^,]+, )?(--[a-z-]+|RUN|FOLDER)", line)  # an alias goes first
+        new = re.match(r" *(?:--[a-z-]+ [^,]+, )?(--[a-z-]+|RUN|FOLDER|MODEL)", line)  # an alias goes first
         option = new[1] if new else option
         said = re.split(r" {2,}", line.strip() if new else "  " + line.strip(), maxsplit=1)[1:]
         found[option] = (found.get(option, "") + " " + " ".join(said)).split("(default")[0].strip()
