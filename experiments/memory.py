@@ -222,7 +222,7 @@ def plan(policy: Shape, setting: Setting, algorithm: Algorithm, critic: Shape | 
         generation["engine"] = policy.weights * s.narrow
     phases: dict[str, dict[str, int]] = {
         "generation": generation,
-        "policy": _update(policy, s, s.rows * length, length, s.lora is None or s.lora > 0, policy.outside),
+        "policy": _update(policy, s, s.rows * length, length, True, policy.outside),
     }
     chunk = min(LOGITS, s.rows * s.response * policy.vocab)
     phases["policy"]["logits"] = 5 * WIDE * chunk
