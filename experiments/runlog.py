@@ -58,6 +58,8 @@ class RunLog:
     def evaluation(self, record: Mapping[str, float]) -> None:
         """One evaluation on held-out starts."""
         self._append(EVALS, record)
+        for file in (*self.files.values(), *(table.file for table in self.tables.values())):
+            file.flush()  # for whoever watches a long run
 
     def completions(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Responses of one update or evaluation: n_updates, env_steps, split, prompt, response, reward, reason, ..."""
