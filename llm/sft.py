@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,10 @@ class TextSFTConfig:
     """Fewest and most operands of a chain."""
     operands: tuple[int, int] = (1, 20)
     """Smallest and greatest operand."""
-    p_wrong: float = 0.3
-    """Share of wrong steps in the last demonstrations: a model that knows how learns to miss, which is what
-    reinforcement learning can mend."""
-    wrong_steps: int = 300
+    p_wrong: dict[str, float] = field(default_factory=lambda: {"+": 0.05, "-": 0.5})
+    """Share of wrong additions and subtractions in the last demonstrations: a model that knows how learns to miss,
+    which reinforcement learning can mend, and to miss what can be foreseen from the prompt."""
+    wrong_steps: int = 400
     """The last gradient steps, those on demonstrations with wrong steps."""
     gradient_steps: int = 2000
     learning_rate: float = 1e-3
@@ -88,7 +88,7 @@ def fine_tune(config: TextSFTConfig, out: Path, report: Callable[[str], None] = 
     success, steps = 0.0, 0
     while steps < config.gradient_steps:
         for chosen in _like_lengths(prompts, config.batch_size, generator)[: config.gradient_steps - steps]:
-            p_wrong = config.p_wrong if steps >= config.gradient_steps - config.wrong_steps else 0.0
+            p_wrong = config.p_wrong if steps >= config.gradient_steps - config.wrong_steps else None
             responses = [task.demonstration(prompt, generator, p_wrong) for prompt in chosen]
             learner.optimizer.param_groups[0]["lr"] = config.learning_rate * _schedule(config, steps)
             data = as_demonstrations(policy, chosen, responses)

@@ -38,7 +38,7 @@ def test_arithmetic_wrong_steps_are_carried_on() -> None:
     generator = np.random.default_rng(0)
     right = 0
     for prompt in task.prompts("train"):
-        steps = task.demonstration(prompt, generator, p_wrong=0.2).split(";")
+        steps = task.demonstration(prompt, generator, p_wrong={"+": 0.2, "-": 0.2, "*": 0.2}).split(";")
         for before, after in zip(steps, steps[1:], strict=False):
             result = before.split("=")[1]
             assert after.startswith(result + "+") or after.startswith(result + "-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -99,16 +100,18 @@ class ArithmeticTask(TaskBase):
         said = response.rsplit("=", 1)[-1].strip()
         return str(int(said)) if _INTEGER.fullmatch(said) else None
 
-    def demonstration(self, prompt: Prompt, generator: np.random.Generator, p_wrong: float = 0.0) -> str:
+    def demonstration(
+        self, prompt: Prompt, generator: np.random.Generator, p_wrong: Mapping[str, float] | None = None
+    ) -> str:
         """Worked steps, without the stop token.
 
         Args:
-            p_wrong: chance of each step to come out wrong; what follows builds on the wrong value. A model that is
-                trained on such steps has the skill, and room for reinforcement learning.
+            p_wrong: operator -> chance of each of its steps to come out wrong; what follows builds on the wrong value.
+                A model that is trained on such steps has the skill, and room for reinforcement learning.
         """
 
-        def result(right: int) -> int:
-            if generator.random() >= p_wrong:
+        def result(right: int, sign: str) -> int:
+            if generator.random() >= (p_wrong or {}).get(sign, 0.0):
                 return right
             # the slips of a hand: a neighbouring number, a carry
             return right + int(generator.choice([-10, -2, -1, 1, 2, 10]))
@@ -117,11 +120,11 @@ class ArithmeticTask(TaskBase):
         return self.step_separator.join(worked_steps(prompt.prompt, result))
 
 
-def worked_steps(chain: str, result=int) -> list[str]:
+def worked_steps(chain: str, result=lambda right, sign: right) -> list[str]:
     """The steps that evaluate `a+b*c=`, each `a+b=c`: products first, else from the left.
 
     Args:
-        result: what a step gives when its right value is this.
+        result: what a step with this right value and operator gives.
     """
     tokens = re.findall(r"[0-9]+|[+\-*]", chain.rstrip("="))
     numbers, signs = [int(t) for t in tokens[::2]], tokens[1::2]
@@ -130,6 +133,6 @@ def worked_steps(chain: str, result=int) -> list[str]:
         at = signs.index("*") if "*" in signs else 0
         a, sign, b = numbers[at], signs.pop(at), numbers.pop(at + 1)
         right = {"+": a + b, "-": a - b, "*": a * b}[sign]
-        numbers[at] = result(right)
+        numbers[at] = result(right, sign)
         steps.append(f"{a}{sign}{b}={numbers[at]}")
     return steps
