@@ -78,8 +78,7 @@ class Agent(WithReference):
         self.critic_learner = (
             self._learner(self.critic, self.config.critic_learning_rate) if isinstance(self.critic, nn.Module) else None
         )
-        if self.config.critic_warmup and self.critic_learner is None:
-            raise ValueError(f"critic_warmup needs a critic that learns, and {type(self).__name__} has none")
+        self._check()
         self.generator = np.random.default_rng([self.config.seed, 1])
         self.stream = Stream(self.sampler, self.config.n_steps) if self.config.n_steps is not None else None
         self.n_updates = 0
@@ -87,6 +86,23 @@ class Agent(WithReference):
         self.num_episodes = 0  # begun, in all
         self.num_steps = 0  # sampled, in all
         self.seconds = 0.0
+
+    def _check(self) -> None:
+        """Refuse settings that do not fit this algorithm or this task."""
+        c, name = self.config, type(self).__name__
+        if c.critic_warmup and self.critic_learner is None:
+            raise ValueError(f"critic_warmup needs a critic that learns, and {name} has none")
+        if c.n_steps is not None and self.critic_sees != "steps":
+            raise ValueError(
+                f"n_steps cuts episodes, and {name} gives credit by the outcome of whole ones: n_steps must be None"
+            )
+        if c.n_steps is not None and not self.policy.memoryless:
+            raise ValueError(
+                f"n_steps keeps episodes under way as arrays, and states of {type(self.sampler).__name__} differ in "
+                "length: n_steps must be None"
+            )
+        if c.aggregation == "constant_horizon" and getattr(self.sampler, "horizon", None) is None:
+            raise ValueError("aggregation='constant_horizon' needs a task with a horizon, and this one has none")
 
     def _learner(self, module: nn.Module, learning_rate: float) -> Any:
         c, make = self.config, getattr(self.sampler, "learner", LocalLearner)
@@ -229,7 +245,7 @@ class Agent(WithReference):
             "clip_high": c.clip_range_high or c.clip_range,
             "ent_coef": c.ent_coef,
             "kl_coef": 0.0 if self.charges_in_reward else c.kl_coef,
-            "kl_estimator": c.kl_estimator,
+            "kl_estimator": self.kl_estimator,
         }
 
     def update(self, experience: Experience) -> dict[str, float]:

@@ -18,7 +18,8 @@ class AgentConfig:
         learning_rate: of the policy's Adam.
         critic_learning_rate: of the critic's Adam.
         episodes_per_update: episodes sampled before each update; with `n_steps`, how many run side by side.
-        n_steps: None runs whole episodes; a number cuts them after so many steps and resumes them in the next update.
+        n_steps: None runs whole episodes; a number cuts them after so many steps and resumes them in the next update,
+            which needs a critic of every state, to value where they are cut.
         n_epochs: passes over the episodes of one update.
         critic_n_epochs: the same for the critic, where it differs: nothing clips how far it may learn.
         n_minibatches: optimiser steps per pass.
@@ -35,7 +36,7 @@ class AgentConfig:
         mask_threshold: rho in (0, 1): only steps whose action had a probability below rho carry loss, or, where actions
             are continuous, the share rho of the batch's steps with the lowest densities. None: all steps.
         kl_coef: weight of the divergence from the reference, which is the policy as it was when learning began.
-        kl_estimator: "k1", "k2" or "k3", see `losses.kl_estimate`: k2 or k3 in the loss, k1 in the reward.
+        kl_estimator: "k1", "k2" or "k3", see `losses.kl_estimate`. None: k3 in the loss, k1 in the reward.
         kl_in: "loss" adds it to each step's loss; "reward" takes it off each step's reward, before credit is given.
         importance_sampling: where actions were drawn from a copy of the policy that rounds differently, weigh steps by
             the ratio of their probabilities: of each "token" or of the whole "sequence"; None: as if from the policy.
@@ -64,7 +65,7 @@ class AgentConfig:
     aggregation: Aggregation = "token_mean"
     mask_threshold: float | None = None
     kl_coef: float = 0.0
-    kl_estimator: KLEstimator = "k3"
+    kl_estimator: KLEstimator | None = None
     kl_in: Literal["loss", "reward"] = "loss"
     importance_sampling: ImportanceLevel | None = None
     importance_cap: float = 2.0
@@ -92,13 +93,14 @@ class AgentConfig:
                 raise ValueError(f"{name} must be positive or None, got {getattr(self, name)}")
         if self.mask_threshold is not None and not 0 < self.mask_threshold < 1:
             raise ValueError(f"mask_threshold must be in (0, 1) or None, got {self.mask_threshold}")
-        for name in ("kl_coef", "critic_warmup"):
+        for name in ("ent_coef", "kl_coef", "critic_warmup"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.importance_cap >= 1:
             raise ValueError(f"importance_cap must be at least 1, got {self.importance_cap}")
         for name, known in (
-            ("kl_estimator", get_args(KLEstimator)),
+            ("aggregation", get_args(Aggregation)),
+            ("kl_estimator", (*get_args(KLEstimator), None)),
             ("kl_in", ("loss", "reward")),
             ("importance_sampling", (*get_args(ImportanceLevel), None)),
         ):

@@ -75,7 +75,7 @@ def outcome_advantage(outcomes: Tensor, baseline: Tensor | float, valid: Tensor)
     Returns:
         (B, T), 0 where not valid.
     """
-    return (outcomes - baseline)[:, None] * valid
+    return (outcomes - baseline).to(outcomes)[:, None] * valid
 
 
 def whiten(advantages: Tensor, valid: Tensor) -> Tensor:
@@ -99,17 +99,23 @@ def whiten(advantages: Tensor, valid: Tensor) -> Tensor:
 def group_statistics(outcomes: Tensor, group: Tensor, correction: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, standard deviation and size of each row's group, all (B,).
 
+    In float64, and of outcomes that are all equal the mean is their very value and the deviation 0: what rounding
+    leaves over would be divided by itself.
+
     Args:
         outcomes: (B,) R.
         group: (B,) int64 ids, from 0; rows from the same start share one.
         correction: the standard deviation has divisor G - correction.
     """
-    n = int(group.max()) + 1 if len(group) else 0
-    size = torch.zeros(n, dtype=outcomes.dtype).index_add(0, group, torch.ones_like(outcomes))
-    mean = torch.zeros(n, dtype=outcomes.dtype).index_add(0, group, outcomes) / size
-    spread = (outcomes - mean[group]).square()
-    divisor = (size - correction).clamp(min=1)
-    std = (torch.zeros(n, dtype=outcomes.dtype).index_add(0, group, spread) / divisor).sqrt()
+    zero = torch.zeros(int(group.max()) + 1 if len(group) else 0, dtype=torch.float64)
+    exact = outcomes.double()
+    size = zero.index_add(0, group, torch.ones_like(exact))
+    mean = zero.index_add(0, group, exact) / size
+    spread = (exact - mean[group]).square()
+    std = (zero.index_add(0, group, spread) / (size - correction).clamp(min=1)).sqrt()
+    least, most = (zero.scatter_reduce(0, group, exact, how, include_self=False) for how in ("amin", "amax"))
+    alike = least == most
+    mean, std = torch.where(alike, least, mean), torch.where(alike, 0.0, std)
     return mean[group], std[group], size[group]
 
 

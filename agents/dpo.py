@@ -11,13 +11,13 @@ from torch.nn.functional import logsigmoid
 
 from sppo.agents.batch import Experience, Trajectories
 from sppo.agents.credit import preference_pairs
-from sppo.agents.groups import GroupAgent, GroupConfig
+from sppo.agents.groups import GroupAgent, SuccessConfig
 from sppo.agents.losses import Aggregation
 from sppo.agents.update import PolicyLoss, Stats
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig(GroupConfig):
+class DPOConfig(SuccessConfig):
     """Settings of DPO: one pass over each update's pairs, since nothing clips what a second would do.
 
     Args:

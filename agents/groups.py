@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from sppo.agents.agent import Agent
 from sppo.agents.batch import Experience, Trajectories
 from sppo.agents.config import AgentConfig
 from sppo.agents.credit import group_statistics, overlong_penalty
+from sppo.agents.plans import repeat
 from sppo.agents.sampling import pad_and_join
 
 
@@ -40,8 +40,6 @@ class GroupConfig(AgentConfig):
                 f"episodes_per_update must be a multiple of num_generations = {self.num_generations}, "
                 f"got {self.episodes_per_update}"
             )
-        if self.n_steps is not None:
-            raise ValueError("groups need whole episodes: n_steps must be None")
         if self.dynamic_sampling < 0:
             raise ValueError(f"dynamic_sampling must not be negative, got {self.dynamic_sampling}")
         if self.dynamic_sampling and self.kl_coef and self.kl_in == "reward":
@@ -50,6 +48,18 @@ class GroupConfig(AgentConfig):
             )
         if not 0 <= self.overlong_buffer < 1:
             raise ValueError(f"overlong_buffer must be in [0, 1), got {self.overlong_buffer}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuccessConfig(GroupConfig):
+    """Settings of group methods that learn from success alone, which nothing charged to the outcome changes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlong_buffer:
+            raise ValueError("overlong_buffer lowers outcomes, and this method learns from success: it must be 0")
+        if self.kl_coef and self.kl_in == "reward":
+            raise ValueError("kl_in='reward' lowers outcomes, and this method learns from success: take kl_in='loss'")
 
 
 class GroupAgent(Agent):
@@ -61,22 +71,24 @@ class GroupAgent(Agent):
         return self._starts(self.config.episodes_per_update // self.config.num_generations)
 
     def _starts(self, n_groups: int) -> Any:
-        return np.repeat(self.sampler.starts(n_groups), self.config.num_generations)
+        return repeat(self.sampler.starts(n_groups), self.config.num_generations)
 
     @property
     def collects_plainly(self) -> bool:
         return type(self).collect is GroupAgent.collect and not self.config.dynamic_sampling
 
     def collect(self, sampler: Any, starts: Any) -> Experience:
-        traj = sampler.rollout(starts)
+        traj = self._by_start(sampler.rollout(starts))
         for _ in range(self.config.dynamic_sampling):
             missing = (len(starts) - int(_differ(traj).sum())) // self.config.num_generations
             if missing <= 0:
                 break
-            more = sampler.rollout(self._starts(missing))
-            group = torch.cat([traj.group, more.group + traj.group.max() + 1])
-            traj = replace(pad_and_join([traj, more]), group=group)
+            traj = self._by_start(pad_and_join([traj, sampler.rollout(self._starts(missing))]))
         return self.credit(traj)
+
+    def _by_start(self, traj: Trajectories) -> Trajectories:
+        """With groups of G neighbours, so that a prompt that is drawn twice in one update makes two."""
+        return replace(traj, group=torch.arange(len(traj)) // self.config.num_generations)
 
     def experience(self, traj: Trajectories, *args: Any, keep: Tensor | None = None, **rest: Any) -> Experience:
         if self.config.dynamic_sampling:
@@ -96,4 +108,4 @@ class GroupAgent(Agent):
 
 def _differ(traj: Trajectories) -> Tensor:
     """(B,) True where the outcomes of the row's group differ."""
-    return group_statistics(traj.outcomes, traj.group)[1] > 1e-6
+    return group_statistics(traj.outcomes, traj.group)[1] > 0

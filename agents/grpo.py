@@ -39,4 +39,4 @@ class GRPO(GroupAgent):
     def credit(self, traj: Trajectories) -> Experience:
         outcomes = self.outcomes(traj)
         mean, std, _ = group_statistics(outcomes, traj.group, self.config.std_correction)
-        return self.experience(traj, outcome_advantage(outcomes, mean, traj.valid) / (std + 1e-6)[:, None])
+        return self.experience(traj, outcome_advantage(outcomes, mean, traj.valid) / (std + 1e-6).float()[:, None])

@@ -182,7 +182,8 @@ def aggregation_weights(
       sequence_mean     weight = 1/T_b, share = 1/T_b  the mean over sequences of the mean over their steps
       constant_horizon  weight = 1/H,   share = 1/T_b  the sum over steps, divided by (sequences x H)
 
-    Because the divisor is a sum over steps too, minibatches may be cut over steps or over rows alike.
+    Because the divisor is a sum over steps too, minibatches may be cut over steps or over rows alike. Cut over steps,
+    that of constant_horizon is the number of sequences whose steps are in the minibatch on average.
 
     Source: token_mean DAPO, arXiv 2503.14476; sequence_mean GRPO, arXiv 2402.03300; constant_horizon Dr.GRPO,
     arXiv 2503.20783.

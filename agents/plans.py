@@ -11,18 +11,7 @@ import torch
 from torch import Tensor
 
 from sppo.agents.batch import Trajectories
-from sppo.agents.config import AgentConfig
 from sppo.agents.sampling import pad_and_join
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig(AgentConfig):
-    """Settings of methods that sample more than single episodes; they need whole ones."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n_steps is not None:
-            raise ValueError("greedy episodes, continuations and trees need whole episodes: n_steps must be None")
 
 
 def repeat(starts: Any, n: int) -> Any:

@@ -57,7 +57,7 @@ class Episodes(Protocol):
 
 
 class Policy(Protocol):
-    """A differentiable distribution over actions."""
+    """A differentiable distribution over actions; one without a mode to act greedily by says `has_mode = False`."""
 
     memoryless: bool
     """True where an action depends on the current state alone, so that minibatches may be cut over steps."""
@@ -73,7 +73,7 @@ class Critic(Protocol):
     """True where a value depends on the current state alone, so that minibatches may be cut over steps."""
 
     def loss(self, traj: Choices, targets: Tensor) -> Tensor:
-        """Per-prediction loss: (B, T) for a step critic against targets (B, T), (B,) for a start critic."""
+        """Per-prediction loss: (B, T) for a step critic, (B, 1) for a start critic, as the targets."""
 
 
 class StepCritic(Critic, Protocol):
@@ -103,7 +103,19 @@ class Learner(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Runs the policy in its domain: the one primitive behind every sampling plan."""
+    """Runs the policy in its domain: `rollout` is the one primitive behind every sampling plan.
+
+    Agents with a critic also call `step_critic` or `start_critic`, `predict` is theirs, and saving reads `generators`.
+    It may have `learner` (makes a Learner), `network` (settings of new networks) and `step_ends` (marks the ends of
+    reasoning steps).
+    """
+
+    policy: Any
+    horizon: int | None  # the most steps that the task allows
+    counts: dict[str, int]  # "env_steps" and "episodes" so far, and what else is to be saved
+
+    def starts(self, n: int) -> Any:
+        """n fresh starts."""
 
     def rollout(
         self,

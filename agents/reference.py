@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sppo.agents.batch import Choices, Trajectories
-from sppo.agents.losses import kl_estimate
+from sppo.agents.losses import KLEstimator, kl_estimate
 
 
 def frozen(policy: Any) -> Any:
@@ -54,6 +54,12 @@ class WithReference:
         """True where the divergence from the reference is taken off the rewards."""
         return bool(self.config.kl_coef) and self.config.kl_in == "reward"
 
+    @property
+    def kl_estimator(self) -> KLEstimator:
+        """As configured, else k1 in the reward and k3 in the loss."""
+        chosen: KLEstimator | None = self.config.kl_estimator
+        return chosen or ("k1" if self.charges_in_reward else "k3")
+
     def freeze_reference(self) -> None:
         """Keep the policy as it is now, before the first update, if anything is to be compared with it."""
         if self.reference is None and (self.needs_reference or self.config.kl_coef):
@@ -69,5 +75,5 @@ class WithReference:
             return traj
         ref_logprobs = self.ref_logprobs(traj)
         assert ref_logprobs is not None
-        kl = kl_estimate(traj.logprobs, ref_logprobs, self.config.kl_estimator)
+        kl = kl_estimate(traj.logprobs, ref_logprobs, self.kl_estimator)
         return replace(traj, rewards=traj.rewards - self.config.kl_coef * torch.where(traj.valid, kl, 0.0))

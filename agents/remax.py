@@ -7,12 +7,13 @@ from typing import Any
 
 from sppo.agents.agent import Agent
 from sppo.agents.batch import Experience
+from sppo.agents.config import AgentConfig
 from sppo.agents.credit import outcome_advantage
-from sppo.agents.plans import PlanConfig, greedy_outcomes
+from sppo.agents.plans import greedy_outcomes
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReMaxConfig(PlanConfig):
+class ReMaxConfig(AgentConfig):
     """Settings of ReMax; half the episodes of an update are sampled, the others are their greedy twins."""
 
     def __post_init__(self) -> None:
@@ -21,10 +22,6 @@ class ReMaxConfig(PlanConfig):
             raise ValueError(
                 f"episodes_per_update must be even, half sampled and half greedy, got {self.episodes_per_update}"
             )
-
-
-PRESETS: dict[str, dict[str, Any]] = {"paper": {"kl_coef": 0.001, "kl_in": "reward", "kl_estimator": "k1"}}
-"""As published, for `ReMax(env, **PRESETS[name])`."""
 
 
 class ReMax(Agent):

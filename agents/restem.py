@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from sppo.agents.batch import Experience, Trajectories
-from sppo.agents.groups import GroupAgent
+from sppo.agents.groups import GroupAgent, SuccessConfig
 from sppo.agents.update import PolicyLoss, Stats
 
 
@@ -27,6 +27,7 @@ class RestEM(GroupAgent):
     fine-tuning to convergence; all successes of a start are kept, not 10 at most.
     """
 
+    Config = SuccessConfig
     Loss = LikelihoodLoss
 
     def credit(self, traj: Trajectories) -> Experience:

@@ -28,4 +28,4 @@ class RLOO(GroupAgent):
         outcomes = self.outcomes(traj)
         mean, _, size = group_statistics(outcomes, traj.group)
         centred = outcome_advantage(outcomes, mean, traj.valid)
-        return self.experience(traj, centred * (size / (size - 1))[:, None])
+        return self.experience(traj, centred * (size / (size - 1)).float()[:, None])

@@ -90,6 +90,6 @@ def sibling_advantage(values: Tensor, parent: Tensor, *, scale_by_std: bool = Fa
     Returns:
         (N,) float32; exactly 0 where all siblings have one value.
     """
-    mean, std, _ = group_statistics(values.double(), parent.unique(return_inverse=True)[1])
+    mean, std, _ = group_statistics(values, parent.unique(return_inverse=True)[1])
     advantages = torch.where(std < 1e-9, 0.0, values.double() - mean)
     return (advantages / (std + 1e-6) if scale_by_std else advantages).float()

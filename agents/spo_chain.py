@@ -36,10 +36,6 @@ class SPOChainConfig(ContinuationConfig):
             raise ValueError(f"cut_interval must be at least 1, got {self.cut_interval}")
 
 
-PRESETS: dict[str, dict[str, Any]] = {"gsm8k": {"num_continuations": 9}, "math": {"num_continuations": 4}}
-"""As published, for `SPOChain(env, **PRESETS[name])`."""
-
-
 class SPOChain(ContinuationAgent):
     """A segment ends just before every fifth cut-point; its advantage goes to its cut-points.
 

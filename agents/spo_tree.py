@@ -8,12 +8,13 @@ from typing import Any
 
 from sppo.agents.agent import Agent
 from sppo.agents.batch import Experience
-from sppo.agents.plans import PlanConfig, grow_tree
+from sppo.agents.config import AgentConfig
+from sppo.agents.plans import grow_tree
 from sppo.agents.segments import sibling_advantage, tree_values
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPOTreeConfig(PlanConfig):
+class SPOTreeConfig(AgentConfig):
     """Settings of SPO-tree; the paper branches 6-6-6, here 2-2-2 has as many leaves as GRPO has siblings.
 
     Args:
@@ -39,13 +40,6 @@ class SPOTreeConfig(PlanConfig):
         leaves, n = math.prod(self.branching), self.episodes_per_update
         if n % leaves:
             raise ValueError(f"episodes_per_update must be a multiple of a tree's {leaves} leaves, got {n}")
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "gsm8k": {"branching": (6, 6, 6), "segment_length": 30, "episodes_per_update": 216},
-    "math": {"branching": (6, 6, 6), "segment_length": 600, "episodes_per_update": 216},
-}
-"""As published but for the number of trees in an update, here one; for `SPOTree(env, **PRESETS[name])`."""
 
 
 class SPOTree(Agent):

@@ -196,20 +196,19 @@ def minimise_all(
     averages = [Averages() for _ in data]
     skip_silent = skip_silent and any(_some_silent(d) for d in data)
 
-    def total_share(parts: Sequence[Experience | None]) -> Tensor:
+    def total(parts: Sequence[Experience | None], name: str) -> Tensor:
         zero = torch.zeros((), device=data[0].share.device)
-        return torch.stack([zero if part is None else part.share.sum() for part in parts])
+        return torch.stack([zero if part is None else getattr(part, name).sum() for part in parts])
 
     while True:
         # A network that has stopped draws no further minibatches, as when it learns alone.
         parts = [None if a.early_stop else next(order, None) for a, order in zip(averages, orders, strict=True)]
         if all(part is None for part in parts):
             return [average.result() for average in averages]
-        divisor = evaluated = total_share(parts)  # (S,)
         rows = parts
         if skip_silent:
             rows = [None if part is None else part.with_signal(loss.block) for part in parts]
-            evaluated = total_share(rows)
+        divisor, evaluated = total(parts, "share"), total(rows, "weight")  # (S,); statistics are means, whatever L is
         learner.zero_grad()
         totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         for micro in _microbatches(rows, microbatch_size, microbatch_steps, loss.block):

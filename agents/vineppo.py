@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from sppo.agents.agent import Agent
 from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.config import AgentConfig
 from sppo.agents.credit import discounted_sum
-from sppo.agents.plans import PlanConfig, at_step_starts, continuation_returns
+from sppo.agents.plans import at_step_starts, continuation_returns
 from sppo.agents.segments import segment_advantage, segment_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContinuationConfig(PlanConfig):
+class ContinuationConfig(AgentConfig):
     """Settings of methods that value states by continuations.
 
     Args:
@@ -31,7 +32,7 @@ class ContinuationConfig(PlanConfig):
             raise ValueError(f"num_continuations must be at least 1, got {self.num_continuations}")
 
 
-class ContinuationAgent(Agent):
+class ContinuationAgent(Agent, ABC):
     """A of a segment = V(state at its end) - V(state at its start), each V the mean outcome of K continuations.
 
     V of the terminal state is R, never sampled. A subclass says where segments begin. An update begins

@@ -119,7 +119,7 @@ class TextSampler:
         self.counts["prompts_drawn"] += n
         passes = range(first // size, (first + n - 1) // size + 1)
         orders = [np.random.default_rng([self.seed, 1, p]).permutation(size) for p in passes]
-        return np.concatenate(orders)[first % size :][:n]
+        return np.concatenate([*orders, np.zeros(0, np.int64)])[first % size :][:n]
 
     def step_critic(self, value_loss: ValueLossName) -> TextStepCritic:
         """A new critic of every prefix."""

@@ -144,6 +144,26 @@ def test_settings_that_are_not_there_or_out_of_range(kind: type[Agent]) -> None:
     assert {field.name for field in fields(AgentConfig)} <= {field.name for field in fields(kind.Config)}
 
 
+@pytest.mark.parametrize("name", AGENTS)
+def test_only_a_critic_of_every_state_can_value_parts_of_episodes(name: str) -> None:
+    if AGENTS[name].critic_sees == "steps":
+        assert AGENTS[name](chain(), n_steps=5).stream is not None
+    else:
+        with pytest.raises(ValueError, match=f"{AGENTS[name].__name__} gives credit by the outcome of whole ones"):
+            AGENTS[name](chain(), n_steps=5)
+
+
+def test_aggregation_is_checked_before_anything_is_sampled() -> None:
+    with pytest.raises(ValueError, match="aggregation must be one of token_mean, .* got 'mean'"):
+        SPPO(chain(), aggregation="mean")
+    sampler = ControlSampler(chain())
+    sampler.horizon = None
+    with pytest.raises(ValueError, match="aggregation='constant_horizon' needs a task with a horizon"):
+        SPPO(sampler, aggregation="constant_horizon")
+    with pytest.raises(ValueError, match="ent_coef must not be negative, got -1"):
+        SPPO(chain(), ent_coef=-1)
+
+
 def test_ppo_settings_out_of_range() -> None:
     for settings in ({"gamma": 1.5}, {"gae_lambda": -0.1}):
         with pytest.raises(ValueError, match=r"must be in \[0, 1\], got"):

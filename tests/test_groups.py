@@ -45,6 +45,38 @@ def test_advantages_by_hand() -> None:
     assert advantages(RLOO, grouped()).tolist() == pytest.approx([1, 0, -1 / 3, -1 / 3, 0, 0, -1 / 3, 0], abs=1e-6)
 
 
+@pytest.mark.parametrize("outcome", [0.7, 100.1])
+def test_equal_outcomes_give_nothing_whatever_their_rounding(outcome: float) -> None:
+    """Neither is a float32: the mean of several is off by an ulp, which a spread of ulps would blow up."""
+    for kind in (GRPO, DrGRPO, RLOO):
+        for n in (3, 5, 8):
+            found = advantages(kind, grouped([outcome] * n, [0] * n))
+            assert found.dtype == torch.float32 and not found.any()
+    assert advantages(GRPO, grouped([outcome, outcome, 0.0], [0, 0, 1])).tolist() == [0, 0, 0]
+
+
+def test_small_differences_are_differences() -> None:
+    sampler = Scripted([1e-7, 0, 0, 0, 1, 1, 1, 1], [1, 0, 0, 0])
+    experience = collected(GRPO, sampler, dynamic_sampling=1)
+    assert experience.share.any(1).nonzero().squeeze(1).tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+
+
+def test_a_start_that_is_drawn_twice_makes_two_groups() -> None:
+    agent = GRPO(chain(), **SMALL | {"num_generations": 4})
+    experience = agent.collect(Scripted([1, 1, 1, 1, 0, 0, 0, 0]), np.repeat([3, 3], 4))
+    assert experience.traj.group.tolist() == [0] * 4 + [1] * 4 and not experience.advantages.any()
+
+
+@pytest.mark.parametrize("kind", [RestEM, DPO])
+def test_methods_that_read_success_refuse_what_charges_the_outcome(kind: Any) -> None:
+    for wrong, message in (
+        ({"overlong_buffer": 0.2}, "overlong_buffer lowers outcomes"),
+        ({"kl_coef": 0.1, "kl_in": "reward"}, "kl_in='reward' lowers outcomes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kind(chain(), **SMALL | wrong)
+
+
 def test_episodes_count_once_whatever_their_length() -> None:
     long, short = (grouped([1, 0], [0, 0], lengths=lengths) for lengths in ([5, 1], [1, 5]))
     for kind in (GRPO, DrGRPO, RLOO):
@@ -80,7 +112,6 @@ def test_group_settings_out_of_range(kind: Any) -> None:
     for wrong, message in (
         ({"num_generations": 1}, "num_generations must be at least 2 to have siblings, got 1"),
         ({"num_generations": 3}, "episodes_per_update must be a multiple of num_generations = 3, got 8"),
-        ({"n_steps": 5, "num_generations": 4}, "groups need whole episodes: n_steps must be None"),
         ({"dynamic_sampling": -1}, "dynamic_sampling must not be negative, got -1"),
         ({"dynamic_sampling": 1, "kl_coef": 0.1, "kl_in": "reward"}, "dynamic_sampling looks for equal outcomes"),
         ({"overlong_buffer": 1.0}, r"overlong_buffer must be in \[0, 1\), got 1.0"),

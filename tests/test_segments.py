@@ -86,8 +86,10 @@ def test_a_tree_of_depth_one_is_a_group() -> None:
     outcomes, group = torch.tensor([1.0, 0, 0, 1, 1, 1, 0, 1]), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
     values = tree_values(-1 - group, outcomes)
     mean, std, _ = group_statistics(outcomes, group)
-    torch.testing.assert_close(sibling_advantage(values, -1 - group), outcomes - mean)
-    torch.testing.assert_close(sibling_advantage(values, -1 - group, scale_by_std=True), (outcomes - mean) / std)
+    torch.testing.assert_close(sibling_advantage(values, -1 - group), (outcomes - mean).float())
+    torch.testing.assert_close(
+        sibling_advantage(values, -1 - group, scale_by_std=True), ((outcomes - mean) / std).float()
+    )
 
 
 def test_a_node_before_its_parent() -> None:

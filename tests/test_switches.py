@@ -99,9 +99,17 @@ def test_rewards_are_charged_for_each_step(estimator: str, per_step: float) -> N
     assert in_loss.penalised(traj) is traj
 
 
+def test_the_estimator_suits_where_the_divergence_goes() -> None:
+    """d = log 2 as above: k1 in the reward; in the loss k3."""
+    traj = told([1, 0], lengths=[2, 1])
+    agent = uniform(small(Reinforce, kl_coef=0.1, kl_in="reward"))
+    assert agent.penalised(traj).outcomes.tolist() == pytest.approx([1 - 0.2 * log(2), -0.1 * log(2)])
+    assert small(Reinforce, kl_coef=0.1).policy_loss(agent.policy).kl_estimator == "k3"
+
+
 def test_all_that_is_sampled_is_charged() -> None:
     """The greedy twin's reward too. Actions are certain, d = log 2 in each of 8 steps: R is 1 or 0, less 0.8 log 2."""
-    agent = uniform(ReMax(chain(), kl_coef=0.1, kl_in="reward", kl_estimator="k1", **SMALL))
+    agent = uniform(ReMax(chain(), kl_coef=0.1, kl_in="reward", **SMALL))
     with torch.no_grad():
         agent.policy.weights[-1].zero_()
         agent.policy.biases[-1][0, :, 0] = torch.tensor([0.0, 30.0])
@@ -147,7 +155,7 @@ def test_without_a_coefficient_nothing_is_kept() -> None:
 
 def test_outcomes_that_are_no_probabilities_are_refused() -> None:
     for kind, message in ((SPPO, "use value_loss='squared_error'"), (Tracker, r"needs outcomes in \[0, 1\]")):
-        agent = uniform(small(kind, kl_coef=0.5, kl_in="reward", kl_estimator="k1"))
+        agent = uniform(small(kind, kl_coef=0.5, kl_in="reward"))
         with torch.no_grad():
             agent.policy.biases[-1][0, :, 0] = torch.tensor([0.0, 5.0])
         with pytest.raises(ValueError, match=message):
@@ -158,7 +166,7 @@ def test_outcomes_that_are_no_probabilities_are_refused() -> None:
 def test_what_the_divergence_may_be() -> None:
     for wrong, message in (
         ({"kl_coef": -0.1}, "kl_coef must not be negative, got -0.1"),
-        ({"kl_estimator": "k4"}, "kl_estimator must be one of k1, k2, k3, got 'k4'"),
+        ({"kl_estimator": "k4"}, "kl_estimator must be one of k1, k2, k3, None, got 'k4'"),
         ({"kl_in": "both"}, "kl_in must be one of loss, reward, got 'both'"),
         ({"critic_warmup": -1}, "critic_warmup must not be negative, got -1"),
     ):

@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
 
 from fake_text import ToyPrompt, ToyTask, toy_policy, toy_sampler
 
-from sppo.agents import AGENTS, SPPO
+from sppo.agents import AGENTS, PPO, SPPO
 from sppo.agents.batch import Experience
 from sppo.agents.learners import LocalLearner
 from sppo.agents.losses import aggregation_weights
@@ -284,3 +284,16 @@ def test_an_empty_response_is_scored():
     traj = sampler.rollout(np.arange(4))
     assert traj.lengths.tolist() == [1] * 4 and traj.terminated.all() and (traj.outcomes == 0).all()
     assert sampler.reasons == {"wrong": 4}
+
+
+def test_no_prompts_are_drawn_where_none_are_asked_for() -> None:
+    sampler = toy_sampler()
+    for drawn in (0, 7, 13):  # of 20 prompts: at the beginning, within a pass, at its end
+        assert len(sampler.starts(drawn)) == drawn
+        assert sampler.starts(0).tolist() == [] and sampler.starts(0).dtype == np.int64
+    assert sorted(sampler.starts(20).tolist()) == list(range(20))
+
+
+def test_text_has_no_parts_of_episodes() -> None:
+    with pytest.raises(ValueError, match="states of TextSampler differ in length: n_steps must be None"):
+        PPO(toy_sampler(), n_steps=5)

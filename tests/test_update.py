@@ -43,7 +43,8 @@ def test_statistics_are_weighted_as_the_loss_is() -> None:
             per_step, _ = self.loss(batch)
             return per_step, {"given": torch.where(batch.traj.lengths[:, None] == 1, 8.0, 2.0).expand(-1, 3)}
 
-    for aggregation, expected in (("sequence_mean", 5.0), ("token_mean", 3.5)):
+    # Both end before the horizon of 9, by which the loss is divided, and no statistic.
+    for aggregation, expected in (("sequence_mean", 5.0), ("token_mean", 3.5), ("constant_horizon", 3.5)):
         policy = network()
         for size in (None, 1):
             stats = minimise(
