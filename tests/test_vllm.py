@@ -236,13 +236,19 @@ def test_a_server_that_dies_in_a_rollout_is_started_again_and_nothing_counts_twi
 
 
 KILLED = """
-import json, sys
+import json, os, signal, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from small_runs import quiet_run
-from test_resume import kill_at_file_operation
 from sppo.experiments.config import RunConfig
-kill_at_file_operation(110, Path({folder!r}))
+
+def kill():
+    progress = Path({folder!r}) / "progress.jsonl"
+    while not progress.exists() or len(progress.read_text().splitlines()) < 2:
+        time.sleep(0.005)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=kill, daemon=True).start()
 quiet_run([RunConfig(**json.loads({config!r}))], [Path({folder!r})])
 """
 
