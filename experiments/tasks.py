@@ -47,19 +47,15 @@ TASKS = {
 TEXT_SETTINGS: dict[str, Any] = {"n_epochs": 1, "n_minibatches": 4, "microbatch_size": 16, "max_grad_norm": 1.0}
 
 TEXT_TASKS = {
+    # The model that ships was taught chains of up to five terms, and to miss subtractions: prompts differ in how hard
+    # they are for it, which V(s_0) can know.
     "text/arithmetic": Task(
         episodes_per_update=128,
-        total_episodes=12_800,
+        total_episodes=9_600,
         start="arithmetic",
-        env_kwargs={"terms": [2, 5], "operands": [1, 20]},
-        settings={
-            **TEXT_SETTINGS,
-            "learning_rate": 1e-4,
-            "critic_learning_rate": 2e-4,
-            "critic_n_epochs": 4,
-            "microbatch_size": 32,
-        },
-        text={"max_completion_length": 56, "critic_layers": 2, "threads": 1},
+        env_kwargs={"terms": [2, 7], "operands": [1, 20]},
+        settings={**TEXT_SETTINGS, "learning_rate": 1e-4, "critic_learning_rate": 1e-3, "microbatch_size": 32},
+        text={"max_completion_length": 88, "critic_layers": 2, "threads": 1},
     ),
     # Few updates of a large model: an evaluation costs as much as four of them.
     "text/addition": Task(

@@ -1,7 +1,7 @@
 """Text as a Gymnasium environment: a prompt, tokens one by one, the verifier's outcome at the end.
 
 import gymnasium, sppo.llm.text_env
-env = gymnasium.make("sppo/Text-v0", task="arithmetic", tokenizer="arithmetic", max_completion_length=56)
+env = gymnasium.make("sppo/Text-v0", task="arithmetic", tokenizer="arithmetic", max_completion_length=88)
 envs = gymnasium.make_vec("sppo/Text-v0", num_envs=8, task="arithmetic", tokenizer="arithmetic", ...)
 """
 
