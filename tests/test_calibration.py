@@ -155,7 +155,7 @@ def test_the_plot_is_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_small_critic_of_text_knows_which_chains_are_hard(tmp_path: Path) -> None:
-    """A run of the arithmetic task as it comes: half of its chains are longer than the model was taught, or nearly so."""
+    """A run of the arithmetic task as it comes: a third of its chains are longer than the model was taught."""
     pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
     run([RunConfig(env_id="text/arithmetic", agent="sppo", n_evals=1)], [tmp_path])
     Calibrate(run=tmp_path, prompts=200, samples=32)()
