@@ -85,8 +85,9 @@ $(VENV)/.bench: $(READY)
 	touch $@
 
 .PHONY: bench
-bench: $(VENV)/.bench ## speed against stable-baselines3 and EnvPool
+bench: $(VENV)/.bench ## speed against stable-baselines3 and EnvPool, and of continuations
 	$(BIN)/python benchmarks/control_speed.py $(ARGS)
+	$(BIN)/python benchmarks/continuation_speed.py
 
 .PHONY: wheel
 wheel: $(READY) ## build dist/sppo-*.whl

@@ -16,6 +16,7 @@ from torch import Tensor
 from sppo.agents import DAPO, DPO, GRPO, GSPO, RLOO, DrGRPO, RestEM, Trajectories
 from sppo.agents.batch import Experience
 from sppo.agents.credit import group_statistics, overlong_penalty
+from sppo.agents.diagnostics import credit_metrics
 
 GROUPED = [GRPO, DrGRPO, DAPO, GSPO, RLOO, RestEM, DPO]
 
@@ -195,16 +196,29 @@ def test_refills_are_bounded() -> None:
     assert collected(GRPO, Scripted([1, 1, 1, 1, 0, 0, 0, 0])).share.sum() == 16, "without it, all are learned from"
 
 
+def test_discarded_groups_are_not_whitened_with_the_others() -> None:
+    """Kept: 3/4, -1/4, -1/4, -1/4 on two steps each, mean 0, variance 2 (9 + 1 + 1 + 1) / 16 / 7 = 3/14."""
+    sampler = Scripted([1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1])
+    experience = collected(DrGRPO, sampler, dynamic_sampling=1, normalize_advantage=True)
+    assert experience.advantages is not None
+    spread = (3 / 14) ** 0.5
+    expected = [0] * 4 + [0.75 / spread] + [-0.25 / spread] * 3 + [0] * 4
+    assert experience.advantages[:, 1].tolist() == pytest.approx(expected, abs=1e-5)
+    assert credit_metrics(experience)["credit/masked_steps"] == pytest.approx(16 / 24)
+
+
 def test_discarded_groups_change_nothing_but_the_count() -> None:
     """The same update from a batch with a group that is discarded as from one that never held it."""
     agents = [GRPO(chain(), dynamic_sampling=n, num_generations=4, **SMALL) for n in (1, 0)]
     traj = agents[0].sampler.rollout(np.repeat([3, 5], 4))
     mixed = replace(traj, rewards=torch.zeros_like(traj.rewards))
     mixed.rewards[:5, -1] = 1  # group 0: all; group 1: one
+    before = agents[0].learner.flat.clone()
     for agent, rows in zip(agents, (slice(0, 8), slice(4, 8)), strict=True):
         part = mixed[rows]
         agent.update(agent.credit(replace(part, group=part.group - part.group.min())))
     torch.testing.assert_close(agents[0].learner.flat, agents[1].learner.flat, rtol=0, atol=1e-7)
+    assert (agents[0].learner.flat - before).abs().max() > 1e-4
 
 
 def test_discarded_groups_are_counted() -> None:

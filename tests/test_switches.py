@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_agents import SMALL, chain, told
+from small_agents import SMALL, chain, grouped, told
 
 from sppo.agents import AGENTS, DPO, GRPO, PPO, SPPO, ControlSampler, Reinforce, ReMax, Tracker, Trajectories
+from sppo.agents.diagnostics import credit_metrics
 from sppo.agents.groups import GroupAgent
 from sppo.agents.reference import Penalised
 from sppo.agents.stack import can_stack, learn
+from sppo.agents.update import minimise_all
 from sppo.envs import episodes
 
 WITH_CRITIC = [name for name, kind in AGENTS.items() if kind.critic_sees is not None]
@@ -59,6 +61,18 @@ def test_a_step_critic_learns_from_masked_steps_too() -> None:
     agent = small(PPO, mask_threshold=0.5)
     data = agent.critic_experience(agent.credit(masked_batch()))
     assert data.weight.tolist() == data.share.tolist() == [[1, 1], [1, 0], [1, 1]]
+
+
+def test_a_start_critic_learns_from_every_row_whatever_is_masked() -> None:
+    agent = small(SPPO, mask_threshold=0.5)
+    data = agent.critic_experience(agent.credit(masked_batch()))
+    assert data.weight.tolist() == data.share.tolist() == [[1], [1], [1]]
+
+
+def test_masked_steps_are_counted() -> None:
+    """Of five steps, those of probability 0.9 twice."""
+    experience = small(Reinforce, mask_threshold=0.5).credit(masked_batch())
+    assert credit_metrics(experience)["credit/masked_steps"] == pytest.approx(2 / 5)
 
 
 def test_continuous_actions_are_masked_by_their_rank() -> None:
@@ -172,6 +186,48 @@ def test_what_the_divergence_may_be() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             small(PPO, **wrong)
+
+
+# What the loss is told.
+
+
+@pytest.mark.parametrize(
+    ("settings", "told_so"),
+    [
+        ({}, (0.2, 0.2, 0, 0, "k3")),
+        ({"clip_range": 0.1}, (0.1, 0.1, 0, 0, "k3")),
+        ({"clip_range": 0.1, "clip_range_high": 0.3, "ent_coef": 0.01}, (0.1, 0.3, 0.01, 0, "k3")),
+        ({"kl_coef": 0.5, "kl_estimator": "k2"}, (0.2, 0.2, 0, 0.5, "k2")),
+        ({"kl_coef": 0.5, "kl_in": "reward"}, (0.2, 0.2, 0, 0, "k1")),  # charged once
+    ],
+    ids=str,
+)
+def test_settings_reach_the_loss(settings: dict[str, Any], told_so: tuple[Any, ...]) -> None:
+    agent = small(PPO, **settings)
+    loss = agent.policy_loss(agent.policy)
+    assert (loss.clip_low, loss.clip_high, loss.ent_coef, loss.kl_coef, loss.kl_estimator) == told_so
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_small_target_ends_the_update_of_every_agent(name: str) -> None:
+    agent = small(AGENTS[name], target_kl=1e-9, learning_rate=0.01)
+    assert max(agent.train_once()["train/early_stop"] for _ in range(4)) == 1
+    assert agent.gradient_steps < 4 * 4
+
+
+@pytest.mark.parametrize("settings", [{"ent_coef": 0.1}, {"kl_coef": 1.0}], ids=str)
+def test_rows_without_advantage_are_not_skipped_where_they_teach(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = [small(GRPO, learning_rate=0.01, **settings) for _ in range(2)]
+    for agent in agents:
+        agent.freeze_reference()
+        agent.update(agent.credit(grouped()))  # of eight rows half have no advantage
+        monkeypatch.setattr(
+            "sppo.agents.policy_and_critic.minimise_all",
+            lambda *given, **named: minimise_all(*given, **named | {"skip_silent": False}),
+        )
+    assert torch.equal(agents[0].learner.flat, agents[1].learner.flat)
 
 
 # Critic warm-up.

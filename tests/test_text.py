@@ -11,9 +11,9 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
 
-from fake_text import ToyPrompt, ToyTask, toy_policy, toy_sampler
+from fake_text import ToyPrompt, ToyScore, ToyTask, toy_policy, toy_sampler
 
-from sppo.agents import AGENTS, PPO, SPPO
+from sppo.agents import AGENTS, PPO, SPPO, Tracker
 from sppo.agents.batch import Experience
 from sppo.agents.learners import LocalLearner
 from sppo.agents.losses import aggregation_weights
@@ -297,3 +297,25 @@ def test_no_prompts_are_drawn_where_none_are_asked_for() -> None:
 def test_text_has_no_parts_of_episodes() -> None:
     with pytest.raises(ValueError, match="states of TextSampler differ in length: n_steps must be None"):
         PPO(toy_sampler(), n_steps=5)
+
+
+def test_the_tracker_counts_by_prompt(tmp_path: Path) -> None:
+    """Two prompts, each asked twice an update, one always answered rightly. Half of all counts are forgotten:
+    1, 1 becomes 1/2 + 2 = 5/2, 1/2, and then 5/4 + 2 = 13/4, 1/4, so that p = 13/14."""
+
+    def sampler():
+        made = toy_sampler(prompts=[ToyPrompt("ab", 100), ToyPrompt("abab", 101)])
+        made.task.score = lambda prompt, response: ToyScore(float(prompt.key == 100), "ok")
+        return made
+
+    agent = Tracker(sampler(), forgetting=0.5, prior_count=2, episodes_per_update=4, n_epochs=1, n_minibatches=1)
+    agent.train_once()
+    assert agent.critic.counts == {100: (2.5, 0.5), 101: (0.5, 2.5)}
+    agent.train_once()
+    assert agent.critic.counts == {100: (3.25, 0.25), 101: (0.25, 3.25)}
+    agent.save(tmp_path)
+    again = Tracker.load(tmp_path, sampler())
+    assert again.critic.counts == agent.critic.counts
+    experience = again.collect(again.sampler, again.starts())
+    expected = torch.where(experience.traj.start_key == 100, 1 / 14, -1 / 14)
+    torch.testing.assert_close(experience.advantages[:, 0], expected)
