@@ -15,6 +15,7 @@ import pytest
 from small_agents import chain
 
 from sppo.agents import AGENTS, AgentConfig, ControlSampler
+from sppo.agents.config import make_config
 from sppo.agents.presets import PRESETS
 from sppo.agents.stack import can_stack
 
@@ -69,5 +70,57 @@ def test_presets_are_listed_and_make_agents(page: str) -> None:
         [row] = re.findall(rf"^\|[^|]*`{name}`[^|]*\|(.*)$", text, re.M)
         for preset, settings in presets.items():
             assert f"`{preset}`" in row
-            agent = AGENTS[name](chain(), **settings)
-            assert all(getattr(agent.config, key) == value for key, value in settings.items())
+            AGENTS[name](chain(), **settings)
+
+
+# Published figures, literally: (name of the algorithm, of the preset, or None for the defaults) and settings.
+PUBLISHED: dict[tuple[str, str | None], dict[str, Any]] = {
+    ("ppo", None): {"clip_range": 0.2, "gamma": 1.0, "gae_lambda": 1.0, "kl_coef": 0.0, "normalize_advantage": False},
+    ("sppo", None): {"clip_range": 0.2, "kl_coef": 0.0, "normalize_advantage": False, "critic_warmup": 0},
+    ("ppo-bce", None): {"value_loss": "bce"},
+    ("grpo", None): {"num_generations": 8, "std_correction": 0},
+    ("drgrpo", None): {"aggregation": "constant_horizon"},
+    ("dapo", None): {"clip_range": 0.2, "clip_range_high": 0.28, "aggregation": "token_mean"},
+    ("gspo", None): {"clip_range": 3e-4, "clip_range_high": 4e-4, "aggregation": "sequence_mean"},
+    ("vineppo", None): {"num_continuations": 9},
+    ("spo-chain", None): {"cut_threshold": 0.9, "mask_threshold": 0.9, "cut_interval": 5, "num_continuations": 9},
+    ("spo-tree", None): {"mask_threshold": 0.9, "scale_by_std": False},
+    # Batches of 256 or 512 prompts in minibatches of 128 or 32, one pass.
+    ("sppo", "1.5b"): {
+        "learning_rate": 1e-6,
+        "critic_learning_rate": 5e-6,
+        "episodes_per_update": 256,
+        "n_minibatches": 2,
+        "n_epochs": 1,
+        "critic_warmup": 0,
+    },
+    ("sppo", "7b"): {"critic_learning_rate": 1e-5, "episodes_per_update": 512, "n_minibatches": 16, "n_epochs": 1},
+    ("sppo", "7b-small-critic"): {"critic_learning_rate": 5e-6},
+    ("ppo", "1.5b"): {"critic_learning_rate": 1e-5, "critic_warmup": 50, "gamma": 1.0, "gae_lambda": 1.0},
+    ("ppo", "7b"): {"critic_learning_rate": 1e-5, "critic_warmup": 50, "episodes_per_update": 512},
+    # 256 and 512 prompts, with 8 or 5 responses to each, or one and a greedy one.
+    ("grpo", "1.5b"): {"num_generations": 8, "episodes_per_update": 2048, "n_minibatches": 2, "kl_coef": 0.0},
+    ("grpo", "7b"): {"num_generations": 8, "episodes_per_update": 4096, "n_minibatches": 16, "kl_coef": 0.0},
+    ("rloo", "1.5b"): {"num_generations": 5, "episodes_per_update": 1280, "kl_coef": 0.001, "kl_in": "reward"},
+    ("rloo", "7b"): {"num_generations": 5, "episodes_per_update": 2560, "kl_coef": 0.001, "kl_in": "reward"},
+    ("remax", "1.5b"): {"episodes_per_update": 512, "kl_coef": 0.001, "kl_in": "reward", "learning_rate": 1e-6},
+    ("remax", "7b"): {"episodes_per_update": 1024, "kl_coef": 0.001, "kl_in": "reward", "n_minibatches": 16},
+    ("grpo", "deepseekmath"): {"num_generations": 64, "kl_coef": 0.04, "aggregation": "sequence_mean"},
+    ("dapo", "paper"): {"num_generations": 16, "overlong_buffer": 0.2, "clip_range_high": 0.28},
+    ("gspo", "paper"): {"clip_range": 3e-4, "clip_range_high": 4e-4, "n_minibatches": 4},
+    ("dpo", "paper"): {"beta": 0.1, "learning_rate": 1e-6},
+    ("vineppo", "paper"): {"num_continuations": 9, "kl_coef": 1e-4, "episodes_per_update": 512, "n_epochs": 2},
+    ("spo-chain", "gsm8k"): {"num_continuations": 9, "cut_interval": 5, "mask_threshold": 0.9},
+    ("spo-chain", "math"): {"num_continuations": 4, "cut_interval": 5, "mask_threshold": 0.9},
+    ("spo-tree", "gsm8k"): {"branching": (6, 6, 6), "segment_length": 30, "mask_threshold": 0.9},
+    ("spo-tree", "math"): {"branching": (6, 6, 6), "segment_length": 600, "mask_threshold": 0.9},
+}
+
+
+def test_published_figures() -> None:
+    assert {key for key in PUBLISHED if key[1] is not None} == {(a, p) for a, known in PRESETS.items() for p in known}
+    for (name, preset), figures in PUBLISHED.items():
+        config = make_config(AGENTS[name].Config, {} if preset is None else PRESETS[name][preset])
+        assert {key: getattr(config, key) for key in figures} == figures, (name, preset)
+        if preset is not None:
+            assert (config.adam_eps, config.max_grad_norm) == (1e-8, 1.0), (name, preset)
