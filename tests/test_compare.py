@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from small_runs import CHAIN, assert_looks_whole, assert_same_run, command, newest_checkpoint, sppo
 
+from sppo.agents import AGENTS as EVERY_AGENT
 from sppo.experiments import compare, control
 from sppo.experiments.cli import Report
 from sppo.experiments.compare import JobFailed, execute, plan
@@ -96,6 +97,18 @@ def test_a_failing_run_is_named_and_does_not_stop_the_others(
     (out / "report.html").unlink()
     Report(out=out)()
     assert (out / "report.html").exists() and re.search(r"^ppo +2 ", capsys.readouterr().out, re.M)
+
+
+def test_all_algorithms_in_one_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To the table and the page."""
+    few = replace(CHAIN, settings={"episodes_per_update": 8}, total_episodes=16, n_evals=1, n_eval_episodes=8)
+    for configs, where in plan(few, tuple(EVERY_AGENT), [CHAIN.env_id], 2, tmp_path):
+        run(configs, where)
+    Report(out=tmp_path)()
+    table, page = capsys.readouterr().out, (tmp_path / "report.html").read_text("utf-8")
+    for name in EVERY_AGENT:
+        assert re.search(rf"^{name} +2 ", table, re.M), table
+        assert name in page
 
 
 def test_a_worker_that_dies_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
