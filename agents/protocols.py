@@ -111,8 +111,11 @@ class Sampler(Protocol):
     """
 
     policy: Any
-    horizon: int | None  # the most steps that the task allows
     counts: dict[str, int]  # "env_steps" and "episodes" so far, and what else is to be saved
+
+    @property
+    def horizon(self) -> int | None:
+        """The most steps that the task allows, if it has a limit."""
 
     def starts(self, n: int) -> Any:
         """n fresh starts."""
