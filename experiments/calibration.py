@@ -173,14 +173,16 @@ class Calibrate:
         starts = starts[np.sort(np.unique(starts, return_index=True)[1])]  # repeated where there are too few
         if len(starts) < self.prompts:
             print(f"{config.env_id} has {len(starts)} held-out prompts, fewer than {self.prompts}: all are taken")
-        if other is not None and (other["env_id"], other["starts"]) != (config.env_id, starts.tolist()):
-            raise ValueError(f"{self.against} was calibrated on other starts, of {other['env_id']}")
+        posed = {"env_id": config.env_id, "env_kwargs": config.env_kwargs, "eval_task": config.text.get("eval_task")}
+        for name, here in {**posed, "starts": starts.tolist()}.items():
+            if other is not None and other.get(name) != here:
+                raise ValueError(f"{self.against} was calibrated on another task: its {name} differ")
         values, outcomes = measure(agent, sampler, starts, self.samples, progress_bar=True)
         figures = calibration(values, outcomes)
         out = self.out or self.run
         out.mkdir(parents=True, exist_ok=True)
         content = {
-            "env_id": config.env_id,
+            **posed,
             "agent": config.agent,
             "n_updates": agent.n_updates,
             "samples": self.samples,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sppo.experiments.scores import Row
     from sppo.llm.tasks import Prompt, Task
 
+MOST = 1000
+"""Responses to a prompt: the number of their subsets is still a float."""
 MAX_COMPLETION_LENGTH = 8192
 """Of tasks that name none: the published runs' (arXiv 2604.08865)."""
 
@@ -232,6 +234,8 @@ class Eval:
     def samples(self) -> int:
         """Responses to each prompt."""
         n = self.n if self.n is not None else 1 if self.greedy else 16
+        if n > MOST:
+            raise ValueError(f"n must be at most {MOST}, got {n}")
         if n < 1 or (self.greedy and n > 1):
             raise ValueError(f"n must be at least 1, and 1 with --greedy, whose responses are all the same; got {n}")
         return n
@@ -281,6 +285,8 @@ class Eval:
         from sppo.llm.sources import find_model
 
         finished = Path(self.model) / "model"
+        if (finished.parent / "checkpoints").is_dir() and not finished.is_dir():
+            raise ValueError(f"{self.model} is a run that is not finished: its model is written at the end")
         return find_model(str(finished) if finished.is_dir() else self.model)
 
     def _load(self, source: str) -> tuple[Any, Any]:

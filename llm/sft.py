@@ -121,6 +121,8 @@ def _new(alphabet: str, seed: int) -> tuple[Any, Any]:
 
 def _like_lengths(prompts: Sequence[Any], batch_size: int, generator: np.random.Generator) -> list[list[Any]]:
     """A pass over a random part of the prompts, in batches of like length (little padding) in random order."""
+    if len(prompts) < batch_size:
+        raise ValueError(f"a batch of {batch_size} needs as many prompts, got {len(prompts)}")
     n = min(16 * batch_size, len(prompts) // batch_size * batch_size)
     part = sorted(generator.choice(len(prompts), n, replace=False).tolist(), key=lambda i: len(prompts[i].prompt))
     batches = [[prompts[i] for i in part[first : first + batch_size]] for first in range(0, n, batch_size)]

@@ -142,7 +142,7 @@ def test_a_run_is_calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert shown.count("brier") == 2 and f"less {folders[1]}" in shown
     assert (folders[0] / "calibration.svg").exists()
     Calibrate(run=folders[1], prompts=6, samples=4)()
-    with pytest.raises(ValueError, match="other starts"):
+    with pytest.raises(ValueError, match="another task: its starts differ"):
         Calibrate(run=folders[0], prompts=12, samples=4, against=folders[1])()
 
 

@@ -17,6 +17,7 @@ from fake_text import toy_policy
 
 from sppo.experiments import evaluate, scores
 from sppo.experiments.evaluate import Eval, respond
+from sppo.experiments.tasks import task as about_task
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.tasks import Prompt, Score, TaskBase, make_task
 
@@ -169,7 +170,7 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command(tmp_path / "a")()
     table = parquet.read_table(tmp_path / "a/arithmetic/responses.parquet").to_pylist()
     assert len(table) == 24 and [row["sample"] for row in table] == [0, 1, 2, 3] * 6
-    task = make_task("arithmetic", terms=(2, 5), operands=(1, 20))  # as it is trained
+    task = make_task("arithmetic", **about_task("text/arithmetic").env_kwargs)
     for prompt, row in zip(task.prompts("test"), table[::4], strict=False):
         assert (row["key"], row["prompt"], row["gold"]) == (prompt.key, prompt.text, prompt.answer)
         assert task.score(prompt, row["response"]) == (row["reward"], row["reason"])

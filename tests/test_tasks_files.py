@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,19 @@ def test_real_files_load_and_their_golds_are_accepted(name: str) -> None:
         assert len(prompts) == n
         for form in ("\\boxed{%s}", "#### %s") if name == "gsm8k" else ("\\boxed{%s}",):
             assert set(boxed(task, prompts, form)) == {"ok"}
+
+
+def test_a_first_row_without_its_answer_does_not_hide_the_schema(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    rows = [{"question": "1+1?", "answer": "no mark"}, {"question": "2+2?", "answer": "work\n#### 4"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="1 rows have no gold answer"):
+        make_task(str(path)).prompts("train")
+    assert make_task(str(path), skip_missing=True).prompts("train")[0].answer == "4"
+
+
+def test_a_csv_row_with_too_many_fields_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "some.csv"
+    path.write_text("prompt,answer\n1+1,2\n1+1,2,3\n")
+    with pytest.raises(ValueError, match="row 1 has more fields than the header"):
+        make_task(str(path)).prompts("train")

@@ -138,7 +138,8 @@ class FileTask(TaskBase):
     def _load(self, path: Path) -> list[Prompt]:
         if path not in self._loaded:
             rows = read_rows(path)
-            schema = self.schema or schema_of(rows[0])
+            # A row that lacks its answer looks like plain columns: any row that does not decides.
+            schema = self.schema or next((s for s in map(schema_of, rows) if s != "columns"), "columns")
             self._loaded[path] = self._prompts(rows, READERS[schema], path, schema)
         return self._loaded[path]
 

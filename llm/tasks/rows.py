@@ -76,8 +76,15 @@ def _read_json(path: Path) -> list[Row]:
 
 
 def _read_csv(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except csv.Error as error:
+        raise ValueError(f"data file {path} cannot be read as CSV: {error}") from error
+    for i, row in enumerate(rows):
+        if None in row:
+            raise ValueError(f"{path}, row {i} has more fields than the header")
+    return rows
 
 
 def _read_parquet(path: Path) -> list[Row]:
