@@ -18,17 +18,18 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import gymnasium as gym
 import tyro
+from tqdm.auto import tqdm
 
 from sppo.agents import AGENTS
 from sppo.envs import episodes
 from sppo.experiments.calibration import Calibrate
-from sppo.experiments.compare import Job, JobFailed, check, execute, plan
+from sppo.experiments.compare import BAR, INTERRUPTED, Job, JobFailed, check, execute, plan
 from sppo.experiments.config import RunConfig, read_config, to_json
 from sppo.experiments.domains import TEXT, resolve
 from sppo.experiments.evaluate import Eval
 from sppo.experiments.memory import PlanCommand
 from sppo.experiments.process import tune_process
-from sppo.experiments.run import Interrupted
+from sppo.experiments.run import Interrupted, run_shared
 from sppo.experiments.settings import json_values
 from sppo.experiments.sft import check_fits, fits, sft_config, summary
 from sppo.experiments.tasks import TASKS, short_name
@@ -37,6 +38,9 @@ from sppo.experiments.tasks import TASKS, short_name
 # process loads this file.
 
 Options = Annotated[dict[str, str], tyro.conf.arg(metavar="NAME VALUE ...")]
+SHARED = "RANK" in os.environ
+"""True where torchrun started this process, and others that share its run."""
+
 ENV_IDS = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="ID ...", help=f"Registered environment ids; all: {', '.join(TASKS)}.")
 ]
@@ -54,7 +58,7 @@ class RunOptions:
 
     env_options: Annotated[Options, tyro.conf.arg(aliases=("--task-options",))] = field(default_factory=dict)
     """Options of the environment (its dials, see docs/ENVIRONMENTS.md), such as: horizon 100 tolerance 1.0; or of the
-    text task (docs/TASKS.md), such as: terms [2,5] operands [1,20]"""
+    text task (docs/TASKS.md), such as: terms [2,7] operands [1,20]"""
     settings: Options = field(default_factory=dict)
     """Settings of the agent that differ from its defaults (--dry-run prints them all), such as: learning_rate 1e-3
     n_epochs 2; preset NAME takes published ones (docs/ALGORITHMS.md)."""
@@ -119,13 +123,17 @@ class Train:
     def __call__(self) -> None:
         (env_id,) = _chosen((self.env,) if self.env else (), (self.task,) if self.task else ())
         config = replace(self.run.base(), agent=self.agent, env_id=env_id, seed=self.seed)
-        config = resolve(read_config(self.config) if self.config else config)
+        config = read_config(self.config) if self.config else config
         out = self.out or Path("runs") / short_name(config.env_id) / config.agent / f"seed{config.seed}"
-        jobs = [([config], [out])]
         if self.run.dry_run:
-            _show(jobs, self.run.resume)
+            _show([([resolve(config)], [out])], self.run.resume)
+            return
+        if SHARED:
+            first = _train_shared(config, out, self.run.resume)
         else:
-            execute(jobs, resume=self.run.resume)
+            execute([([resolve(config)], [out])], resume=self.run.resume)
+            first = True
+        if first:
             print(f"{out}: success {json.loads((out / 'result.json').read_text())['success_rate']:.3f}")
 
 
@@ -147,6 +155,8 @@ class Compare:
     run: Shared = field(default_factory=RunOptions)
 
     def __call__(self) -> None:
+        if SHARED:
+            raise ValueError("compare starts processes of its own: torchrun is for train")
         agents = tuple(AGENTS) if self.agents == ("all",) else self.agents
         jobs = plan(self.run.base(), agents, _chosen(_env_ids(self.env), self.task), self.seeds, self.out)
         if self.run.dry_run:
@@ -282,6 +292,30 @@ def _chosen(env_ids: tuple[str, ...], tasks: tuple[str, ...]) -> tuple[str, ...]
     return tuple(TEXT + name for name in tasks) or env_ids or (DEFAULT_ENV,)
 
 
+def _train_shared(config: RunConfig, out: Path, resume: bool) -> bool:
+    """Train in this process, with the other ranks; True on the first."""
+    if not config.env_id.startswith(TEXT):
+        raise ValueError(f"{config.env_id} trains in one process: torchrun is for text tasks")
+    from sppo.experiments import text
+
+    tune_process()
+    ranks = text.ranks()
+    with tqdm(total=100.0, bar_format=BAR, mininterval=0.5, disable=None if ranks.first else True) as bar:
+
+        def report(folder: Path, share: float, success: float) -> None:
+            bar.set_postfix_str(f"{config.agent} {success:.2f}", refresh=False)
+            bar.update(100 * share - bar.n)
+
+        try:
+            run_shared(config, out, ranks, resume=resume, report=report)
+        except Interrupted:
+            if ranks.first:
+                raise
+            sys.exit(INTERRUPTED)
+    ranks.leave()
+    return bool(ranks.first)
+
+
 def _env_ids(chosen: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(TASKS) if chosen == EVERY_ENV else chosen
 
@@ -297,11 +331,17 @@ def _report(out: Path, agents: tuple[str, ...] | None) -> None:
 
 
 def _show(jobs: list[Job], resume: bool) -> None:
-    """What a dry run does."""
+    """What a dry run does; of ranks, the first."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     check(jobs, resume)
     for configs, folders in jobs:
         for config, folder in zip(configs, folders, strict=True):
             print(json.dumps({"folder": str(folder), **to_json(config)}))
+            if config.env_id.startswith(TEXT):
+                from sppo.experiments.text import fits as fits_memory
+
+                print(fits_memory(config), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from sppo.experiments.tasks import short_name
 INTERRUPTED = 130
 """Exit code of a process that Ctrl-C ended, as shells have it."""
 
+BAR = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+
 Job = tuple[list[RunConfig], list[Path]]
 
 
@@ -89,10 +91,9 @@ def execute(jobs: Sequence[Job], *, processes: int | None = None, resume: bool =
     if processes is None:
         processes = max(1, (os.cpu_count() or 1) // max(domain(c).threads(c) for configs, _ in jobs for c in configs))
     working: list[_Worker] = []
-    layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
     with (
         _Interrupts() as interrupts,
-        tqdm(total=100.0, initial=_percent(shares), bar_format=layout, mininterval=0.5, disable=None) as bar,
+        tqdm(total=100.0, initial=_percent(shares), bar_format=BAR, mininterval=0.5, disable=None) as bar,
     ):
         while waiting or working:
             while waiting and len(working) < processes:

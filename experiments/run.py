@@ -19,6 +19,7 @@ from sppo.agents.callbacks import Callback, CallbackList, EvalCallback, StopTrai
 from sppo.agents.stack import can_stack, learn
 from sppo.agents.storage import read_agent, restore_agent
 from sppo.experiments.checkpoints import (
+    Checkpoint,
     good_checkpoints,
     remove_later,
     save_checkpoint,
@@ -41,7 +42,8 @@ class Interrupted(Exception):
 class _Interrupt(Callback):
     """Turns Ctrl-C into an end of learning after the present update, the same one for all that learn side by side."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Any = None) -> None:
+        self.ranks = ranks
         self.asked, self.heeded, self.update = False, False, -1
 
     def __enter__(self) -> _Interrupt:
@@ -56,8 +58,29 @@ class _Interrupt(Callback):
 
     def on_update(self, agent: Agent, metrics: dict[str, float]) -> bool:
         if agent.n_updates != self.update:
-            self.update, self.heeded = agent.n_updates, self.asked
+            self.update, self.heeded = agent.n_updates, self.told
         return not self.heeded
+
+    @property
+    def told(self) -> bool:
+        """The same on all ranks, which must all ask."""
+        return self.asked if self.ranks is None else self.ranks.any(self.asked)
+
+
+class _NoLog:
+    """Of a rank that writes none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+    def __enter__(self) -> _NoLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class _Record(Callback):
@@ -124,6 +147,45 @@ def run(
                 _train([agent], [one], report, warn)
 
 
+def run_shared(
+    config: RunConfig,
+    folder: Path,
+    ranks: Any,
+    *,
+    resume: bool = False,
+    report: Report | None = None,
+    warn: Callable[[str], None] = lambda message: print(message, file=sys.stderr),
+) -> None:
+    """Train a config on all ranks, each of which calls this: the first writes into the folder as `run` does, the
+    others keep the checkpoints of their slices in its `ranks/R`.
+
+    Raises:
+        ValueError: as `run`, on one rank; it ends the others' processes.
+        Interrupted: after Ctrl-C.
+    """
+    trouble: Exception | None = None
+    try:
+        config = resolve(config)
+        domain(config).check([config])
+        if ranks.first:
+            prepare([config], [folder], resume)
+    except (ValueError, OSError, ImportError) as error:
+        trouble = error
+    troubled = [rank for rank, has in enumerate(ranks.gather(trouble is not None)) if has]
+    if troubled:
+        if trouble is not None and ranks.rank == troubled[0]:
+            raise trouble
+        with contextlib.suppress(RuntimeError):
+            ranks.gather(None)  # in vain: the one that says what is wrong leaves, and torchrun ends the others
+        raise SystemExit(1)
+    if ranks.gather(is_finished(folder))[0]:
+        return
+    own = folder if ranks.first else folder / "ranks" / str(ranks.rank)
+    own.mkdir(parents=True, exist_ok=True)
+    with locked([own]):
+        _train(make_agents([config]), [(config, own)], report, warn, ranks)
+
+
 def check_folders(configs: Sequence[RunConfig], folders: Sequence[Path], resume: bool) -> None:
     """A run's folder must be new or empty, or hold the same run, to be resumed.
 
@@ -151,6 +213,8 @@ def _difference(old: RunConfig, new: RunConfig) -> str:
         was, now = getattr(old, field.name), getattr(new, field.name)
         if isinstance(was, dict):
             for name in sorted(was.keys() | now.keys()):
+                if name == "ranks" and was.get(name) != now.get(name):
+                    return f"it is shared by {was.get(name) or 'no'} ranks, not by {now.get(name) or 'no'}"
                 if was.get(name) != now.get(name):
                     return f"its {name} is {was.get(name)!r}, not {now.get(name)!r}"
         elif was != now:
@@ -189,19 +253,23 @@ def _train(
     todo: Sequence[tuple[RunConfig, Path]],
     report: Report | None,
     warn: Callable[[str], None],
+    ranks: Any = None,
 ) -> None:
     folders = [folder for _, folder in todo]
-    checkpoints = shared_checkpoints(folders, warn)
+    checkpoints = shared_checkpoints(folders, warn) if ranks is None else _shared_by(ranks, folders[0], warn)
     for agent, found in zip(agents, checkpoints, strict=False):
         restore_agent(agent, *read_agent(found.folder))
     records: list[_Record] = []
     callbacks: list[Callback] = []
-    with _Interrupt() as interrupt, contextlib.ExitStack() as logs:
+    writes = ranks is None or ranks.first
+    with _Interrupt(ranks) as interrupt, contextlib.ExitStack() as logs:
         for agent, (config, folder) in zip(agents, todo, strict=True):
             remove_later(folder, agent.n_updates)
-            log = logs.enter_context(RunLog(folder, agent.n_updates))
+            log: Any = logs.enter_context(RunLog(folder, agent.n_updates) if writes else _NoLog(folder))
             evaluation = _evaluation(agent, config, log)
-            evaluation.last = _last_evaluation(folder)
+            evaluation.last = _last_evaluation(folder) if writes else {}
+            if ranks is not None:
+                evaluation.last = ranks.gather(evaluation.last)[0]
             record = _Record(config, log, evaluation, report)
             own = domain(config).callbacks(agent, config, log, evaluation.sampler)
             parts: list[Callback] = [*own, evaluation, record, interrupt]
@@ -218,10 +286,17 @@ def _train(
                 first.total_steps,
                 [callbacks[i] for i in going_on],
             )
-        if interrupt.asked:
+        if interrupt.told:
             raise Interrupted
         for agent, record in zip(agents, records, strict=True):
-            _finish(agent, record, warn)
+            _finish(agent, record, warn, writes)
+
+
+def _shared_by(ranks: Any, own: Path, warn: Callable[[str], None]) -> list[Checkpoint]:
+    """This rank's checkpoint of the newest update that all ranks have whole; empty where they share none."""
+    found = {checkpoint.update: checkpoint for checkpoint in good_checkpoints(own, warn)}
+    shared = set(found).intersection(*ranks.gather(set(found)))
+    return [found[max(shared)]] if shared else []
 
 
 def _evaluation(agent: Agent, config: RunConfig, log: RunLog) -> EvalCallback:
@@ -241,7 +316,7 @@ def _last_evaluation(folder: Path) -> Mapping[str, float]:
     return json.loads(lines[-1]) if lines else {}
 
 
-def _finish(agent: Agent, record: _Record, warn: Callable[[str], None]) -> None:
+def _finish(agent: Agent, record: _Record, warn: Callable[[str], None], writes: bool = True) -> None:
     """Evaluate once more if the last update was not, and write what a finished run leaves."""
     config, log, evaluation = record.config, record.log, record.evaluation
     if evaluation.last.get("episodes") != agent.num_episodes:
@@ -253,7 +328,8 @@ def _finish(agent: Agent, record: _Record, warn: Callable[[str], None]) -> None:
     log.results({"agent": config.agent, "env_id": config.env_id, **config.settings}, result)
     log.flush()
     domain(config).finish(agent, config, log.folder, warn)
-    write_whole(log.folder / "result.json", {"finished": True, **result})
+    if writes:
+        write_whole(log.folder / "result.json", {"finished": True, **result})
 
 
 def load_run(folder: Path, warn: Callable[[str], None] = lambda message: print(message, file=sys.stderr)) -> Agent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
@@ -10,7 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from sppo.agents import AGENTS, Agent
 from sppo.agents.callbacks import Callback
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import agent_settings
+from sppo.experiments.memory import Plan, Setting, check_fits, device_bytes, shape_of
+from sppo.experiments.memory import plan as plan_memory
 from sppo.experiments.runlog import RunLog
 from sppo.experiments.settings import make
 from sppo.experiments.tasks import task as about_task
@@ -55,9 +58,15 @@ class TextConfig:
     """The model whose body the critic starts from: the policy's, or another that reads the same tokens."""
     critic_layers: int | None = None
     """How many of its layers the critic keeps, from the first."""
+    critic_kind: Literal["full", "lora", "head"] = "full"
+    """What of the critic learns: all of it, adapters and its head, or the head alone."""
     critic_start: float | None = None
     """The return that the critic predicts before it has learned; by default the mean of a first batch of responses,
     whose cost counts."""
+    lora_rank: int | None = None
+    """Of adapters, which then learn in place of the policy; None: all of the policy learns."""
+    lora_alpha: float = 32.0
+    """How much the adapters count."""
     eval_task: str | None = None
     """Evaluate on the test prompts of another task."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -76,10 +85,27 @@ class TextConfig:
     """GPUs of vLLM's server, as in CUDA_VISIBLE_DEVICES; by default it is on the policy's."""
     n_completions: int = 8
     """Responses written to completions.jsonl at every update and evaluation."""
+    ranks: int | None = None
+    """Processes that share the run, as many as torchrun starts; None without it."""
+    checkpointing: bool = False
+    """In a shared run, keep only the inputs of layers for the backward pass."""
+    offload: bool = False
+    """In a shared run, keep weights, gradients and Adam's moments in the memory of the CPU."""
+    shard_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In a shared run, of arithmetic and gathered weights; the engine's own copy is a step wider, so that
+    log-probabilities are recomputed."""
 
     def __post_init__(self) -> None:
-        for name in ("max_completion_length", "max_prompt_length", "critic_layers", "threads", "generation_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
+        for name in (
+            "max_completion_length",
+            "max_prompt_length",
+            "critic_layers",
+            "threads",
+            "generation_batch_size",
+            "lora_rank",
+            "lora_alpha",
+        ):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
@@ -87,6 +113,11 @@ class TextConfig:
             raise ValueError(f"kv_cache_gib must be positive, got {self.kv_cache_gib}")
         if self.critic_start is not None and not 0 < self.critic_start < 1:
             raise ValueError(f"critic_start must be in (0, 1), got {self.critic_start}")
+        if self.critic_kind == "lora" and self.lora_rank is None:
+            raise ValueError("critic_kind lora needs lora_rank, which is of its adapters too")
+        for name, plain in (("checkpointing", False), ("offload", False), ("shard_dtype", "float32")):
+            if self.ranks is None and getattr(self, name) != plain:
+                raise ValueError(f"{name} is of runs that ranks share: start this one with torchrun")
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -97,7 +128,10 @@ def resolve(config: RunConfig) -> RunConfig:
             f"{name} is refused: the update's probability ratios need the probabilities that were sampled from, which "
             "are the whole softmax's; temperature is there"
         )
-    text = make(TextConfig, {"threads": os.cpu_count() or 1, **about.text, **config.text})
+    size = started()
+    _check_ranks(config.text.get("ranks", size))
+    each = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    text = make(TextConfig, {"threads": each, **about.text, **config.text, "ranks": size})
     start = about.start if config.start == "auto" else config.start
     if start in (None, "none"):
         raise ValueError(f"{config.env_id} needs a model to start from: name one with --model")
@@ -130,27 +164,123 @@ def check(configs: Sequence[RunConfig]) -> None:
                 encode_prompt(tokenizer, prompts[0].prompt)
 
 
+def started() -> int | None:
+    """How many processes torchrun started, this one among them; None without it."""
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else None
+
+
+def _check_ranks(wanted: int | None) -> None:
+    if wanted != started():
+        raise ValueError(f"the run is shared by {wanted or 'no'} ranks, and torchrun started {started() or 'none'}")
+
+
+@cache
+def ranks() -> Any:
+    """The `Ranks` that share this process's runs, met once; None without torchrun."""
+    if started() is None:
+        return None
+    from sppo.llm.fsdp import join
+
+    return join()
+
+
+def memory_plan(config: RunConfig) -> Plan:
+    """What each rank of a resolved config's run will hold.
+
+    Raises:
+        ValueError: if the model's shape cannot be known without loading it.
+    """
+    text, settings, source = make(TextConfig, config.text), config.settings, find_model(config.start)
+    size = text.ranks or 1
+    n = settings["episodes_per_update"]
+    rows = min(n, settings["microbatch_size"] or -(-n // settings["n_minibatches"]))
+    tokenizer = load_tokenizer(source)
+    some = [len(encode_prompt(tokenizer, p.prompt)) for p in _task(config).prompts("train")[:256]]
+    setting = Setting(
+        ranks=size,
+        rows=-(-rows // size),
+        value_rows=-(-(n if text.ranks is None else rows) // size),
+        generated=min(text.generation_batch_size, -(-n // size)),
+        prompt=max(some) if text.max_prompt_length is None else min(max(some), text.max_prompt_length),
+        response=text.max_completion_length,
+        dtype=text.shard_dtype if text.ranks else text.dtype,
+        checkpointing=text.checkpointing,
+        offload=text.offload,
+        lora=text.lora_rank,
+        critic=text.critic_kind,
+        critic_lora=text.lora_rank or 1,
+        reference=settings["kl_coef"] > 0 or config.agent == "dpo",
+        engine="hf" if text.engine == "hf" else "vllm",
+        kv_cache_gib=text.kv_cache_gib,
+        on_gpu=torch.cuda.is_available(),
+    )
+    policy = _shape(config.start)
+    critic = policy if text.critic == "policy" else _shape(text.critic)
+    critic = dataclasses.replace(critic, layers=min(critic.layers, text.critic_layers or critic.layers))
+    sees = AGENTS[config.agent].critic_sees
+    algorithm: Any = "grpo" if sees is None else "ppo" if sees == "steps" else "sppo"
+    return plan_memory(policy, setting, algorithm, None if critic == policy else critic)
+
+
+def _shape(model: str) -> Any:
+    try:
+        return shape_of(model)
+    except ValueError:
+        return shape_of(find_model(model))
+
+
+def fits(config: RunConfig) -> str:
+    """What a resolved config's run needs and what there is, in words.
+
+    Raises:
+        ValueError: if the device has less.
+    """
+    try:
+        plan = memory_plan(config)
+    except ValueError as error:
+        return f"memory is not planned: {error}"
+    there = device_bytes(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    check_fits(plan, there)
+    return f"{config.agent} needs {plan.peak / 2**30:.2f} GiB per rank, the device has {there / 2**30:.2f} GiB"
+
+
 def make_agents(configs: Sequence[RunConfig]) -> list[Agent]:
     """The agents of resolved configs."""
     return [_make_agent(config) for config in configs]
 
 
 def _make_agent(config: RunConfig) -> Agent:
-    text = make(TextConfig, config.text)
+    text, shared = make(TextConfig, config.text), ranks()
+    _check_ranks(text.ranks)
     torch.set_num_threads(threads(config))
     source = find_model(config.start)
     tokenizer = load_tokenizer(source)
     policy = TextPolicy(load_model(source), tokenizer, temperature=text.temperature, dtype=getattr(torch, text.dtype))
+    if text.lora_rank is not None:
+        from sppo.llm.lora import lora_policy
+
+        lora_policy(policy, _lora(text), seed=config.seed)
     body = policy.model if text.critic == "policy" else _same_tokens(load_model(find_model(text.critic)), policy)
     sampler = TextSampler(
-        _task(config),
+        _shared_task(_task(config)),
         policy,
-        make_engine(policy, text),
+        make_engine(policy, text) if shared is None else _shared_engine(policy, text),
         max_completion_length=text.max_completion_length,
         seed=config.seed,
-        critic=lambda: critic_base(body, layers=text.critic_layers),
+        critic=lambda: _critic_base(body, text, config.seed + 1),
         prompts=fitting(_task(config).prompts("train"), policy, text),
     )
+    if shared is not None:
+        from sppo.llm.fsdp import FSDPLearner, ShardConfig
+
+        rows = config.settings["microbatch_size"]
+        shards = ShardConfig(
+            dtype=text.shard_dtype,
+            checkpointing=text.checkpointing,
+            offload=text.offload,
+            rows=None if rows is None else -(-rows // shared.size),
+        )
+        sampler.learner = partial(FSDPLearner, ranks=shared, config=shards)  # type: ignore[attr-defined]
     kind = AGENTS[config.agent]
     return kind(sampler, config=make(kind.Config, config.settings))
 
@@ -168,6 +298,40 @@ def make_engine(policy: TextPolicy, text: TextConfig) -> Engine:
         gpu_memory_utilization=text.gpu_memory_utilization,
         devices=text.engine_devices,
     )
+
+
+def _shared_engine(policy: TextPolicy, text: TextConfig) -> Any:
+    """Each rank's own engine; transformers' reads a whole copy of the policy."""
+    from sppo.llm.shared import SharedEngine
+
+    if text.engine != "hf":
+        return SharedEngine(make_engine(policy, text), policy, ranks())
+    replica: Any = copy.deepcopy(policy).to(ranks().device)
+    engine: Any = SharedEngine(make_engine(replica, text), policy, ranks(), replica)
+    engine.copies_weights = text.shard_dtype != "float32"  # then what learns rounds differently
+    return engine
+
+
+def _shared_task(task: Task) -> Any:
+    if ranks() is None:
+        return task
+    from sppo.llm.shared import SharedTask
+
+    return SharedTask(task, ranks())
+
+
+def _critic_base(model: Any, text: TextConfig, seed: int) -> Any:
+    if text.lora_rank is None and text.critic_kind == "full":
+        return critic_base(model, layers=text.critic_layers)
+    from sppo.llm.lora import lora_critic_base
+
+    return lora_critic_base(model, text.critic_kind, _lora(text), seed=seed, layers=text.critic_layers)
+
+
+def _lora(text: TextConfig) -> Any:
+    from sppo.llm.lora import LoRA
+
+    return LoRA(rank=text.lora_rank or 1, alpha=text.lora_alpha)
 
 
 def _same_tokens(model: Any, policy: TextPolicy) -> Any:
@@ -227,7 +391,9 @@ def held_out(agent: Agent, config: RunConfig) -> tuple[Any, Any]:
     """The same test prompts for every agent and seed, some twice where there are fewer than are to be answered."""
     prompts = fitting(_test_prompts(config), agent.policy, make(TextConfig, config.text))
     order = np.random.default_rng(0).permutation(len(prompts))
-    return agent.sampler.with_prompts(prompts, task=_test_task(config)), np.resize(order, config.n_eval_episodes)
+    return agent.sampler.with_prompts(prompts, task=_shared_task(_test_task(config))), np.resize(
+        order, config.n_eval_episodes
+    )
 
 
 def callbacks(agent: Agent, config: RunConfig, log: RunLog, held_out: Any) -> list[Callback]:
@@ -292,12 +458,13 @@ class _Responses(Callback):
 
 
 def finish(agent: Agent, config: RunConfig, folder: Path, warn: Callable[[str], None]) -> None:
-    """The policy as a save_pretrained folder, `model`, whole or not at all."""
+    """The policy as a save_pretrained folder, `model`, whole or not at all; of ranks, all call and the first writes."""
     partial = folder / ".partial-model"
     shutil.rmtree(partial, ignore_errors=True)
     agent.policy.save_pretrained(partial)
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    partial.rename(folder / "model")
+    if partial.exists():
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        partial.rename(folder / "model")
 
 
 def threads(config: RunConfig) -> int:

@@ -1,0 +1,204 @@
+"""Runs that ranks share, from the command line: the same folders, numbers and models as of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("peft", reason="needs the extra sppo[lora]")
+
+from safetensors.torch import load_file
+from small_runs import assert_looks_whole, assert_same_run, records, sppo
+
+from sppo.experiments import text
+from sppo.experiments.config import RunConfig
+from sppo.experiments.domains import make_agents, resolve
+
+CLI = ("-m", "sppo.experiments.cli")
+ALIKE = (str(Path(__file__).with_name("sharded_cli.py")),)
+TRAIN = (
+    "train --task arithmetic --task-options terms [2,4] operands [1,20] train_size 40 test_size 12 "
+    "--episodes 56 --evals 2 --eval-episodes 8 "
+    "--settings episodes_per_update 8 n_minibatches 2 learning_rate 1e-4 critic_learning_rate 1e-4 "
+    "--checkpoint-freq 1 --text max_completion_length 12 critic_layers 1 n_completions 3"
+).split()
+"""Six updates, each with a checkpoint."""
+
+
+@contextmanager
+def ranks(n: int, program: tuple[str, ...], *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A program under torchrun; whatever it started is gone afterwards."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    launcher = subprocess.Popen(
+        [*torchrun, *program, *map(str, arguments)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield launcher
+    finally:
+        launcher.kill()  # the ranks end with it
+        launcher.wait()
+
+
+def done(n: int, program: tuple[str, ...], *arguments: object) -> str:
+    with ranks(n, program, *arguments) as launcher:
+        said, _ = launcher.communicate(timeout=400)
+        assert launcher.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of two ranks."""
+    folder = tmp_path_factory.mktemp("shared") / "run"
+    done(2, CLI, *TRAIN, "--out", folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_ranks_leave_what_one_process_leaves(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = sppo(*TRAIN, "--out", one)
+    assert alone.returncode == 0, alone.stderr
+    assert f"{two}: success" in done(2, ALIKE, *TRAIN, "--out", two)
+    assert_looks_whole(two)
+    for name in ("progress.jsonl", "evals.jsonl"):
+        ours, theirs = records(two / name), records(one / name)
+        assert len(ours) == len(theirs) >= 2
+        for a, b in zip(ours, theirs, strict=True):
+            assert a == pytest.approx(b, abs=1e-4)
+    assert records(two / "completions.jsonl") == records(one / "completions.jsonl")
+    model, other = (load_file(folder / "model" / "model.safetensors") for folder in (two, one))
+    assert model.keys() == other.keys()
+    for name, weight in model.items():
+        torch.testing.assert_close(weight, other[name], rtol=0, atol=1e-5)
+    start = load_file(Path(text.find_model("arithmetic")) / "model.safetensors")
+    assert max(float((weight - start[name]).abs().max()) for name, weight in model.items()) > 1e-4, "it has learned"
+    assert json.loads((two / "config.json").read_text())["text"]["ranks"] == 2
+    assert {path.name for path in (two / "ranks").iterdir()} == {"1"}
+    assert {path.name for path in (two / "ranks" / "1").iterdir()} == {"checkpoints"}, "the first alone writes the rest"
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_run_which_goes_on_alike(shared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with ranks(2, CLI, *TRAIN, "--out", folder) as launcher:
+        deadline = time.monotonic() + 300
+        while not (folder / "checkpoints" / "00000001").exists():
+            assert time.monotonic() < deadline and launcher.poll() is None
+            time.sleep(0.05)
+        listed = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True)
+        os.kill(max(map(int, listed.stdout.split())), signal.SIGKILL)
+        said, _ = launcher.communicate(timeout=100)
+        assert launcher.returncode != 0 and "SIGKILL" in said
+    assert not (folder / "result.json").exists()
+    done(2, CLI, *TRAIN, "--out", folder, "--resume")
+    assert_looks_whole(folder)
+    for part in ("", "ranks/1"):
+        last, other = (sorted((run / part / "checkpoints").iterdir())[-1] for run in (folder, shared))
+        assert last.name == other.name
+        ours, theirs = (load_file(c / "agent.safetensors") for c in (last, other))
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert_same_run(folder, shared)
+    ours, theirs = ((run / "model" / "model.safetensors").read_bytes() for run in (folder, shared))
+    assert ours == theirs
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_is_refused_in_one_line(shared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(shared, folder)
+    (folder / "result.json").unlink()
+    with ranks(1, CLI, *TRAIN, "--out", folder, "--resume") as launcher:
+        said, _ = launcher.communicate(timeout=200)
+    assert launcher.returncode != 0
+    (line,) = [line for line in said.splitlines() if "sppo: " in line]
+    assert f"{folder} holds another run: it is shared by 2 ranks, not by 1" in line
+    alone = sppo(*TRAIN, "--out", folder, "--resume")
+    assert alone.returncode == 1 and "it is shared by 2 ranks, not by no" in alone.stderr
+
+
+@pytest.mark.slow
+def test_ranks_share_a_run_with_adapters(tmp_path: Path) -> None:
+    more = ["lora_rank", 4, "critic_kind", "lora", "checkpointing", "true"]
+    done(2, CLI, *TRAIN, *more, "--out", tmp_path / "run")
+    assert {"config.json", "model.safetensors", "adapter"} <= {p.name for p in (tmp_path / "run/model").iterdir()}
+    saved = load_file(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1] / "agent.safetensors")
+    learned = [name for name in saved if name.startswith(("policy/", "critic/"))]
+    assert learned and all("lora_" in name or "head" in name for name in learned)
+
+
+def small(**changes: Any) -> RunConfig:
+    given = {"max_completion_length": 12, "critic_layers": 1, **changes}
+    options = {"train_size": 40, "test_size": 12}
+    return resolve(RunConfig(env_id="text/arithmetic", env_kwargs=options, text=given))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "head"])
+def test_adapters_learn_in_place_of_the_policy(kind: str) -> None:
+    (agent,) = make_agents([small(lora_rank=4, critic_kind=kind)])
+    names = {name for name, p in agent.policy.named_parameters() if p.requires_grad}
+    assert names and all("lora_" in name for name in names)
+    of_critic = {name for name, p in agent.critic.named_parameters() if p.requires_grad}
+    if kind == "full":
+        assert of_critic == {name for name, _ in agent.critic.named_parameters()}
+    else:
+        assert all("lora_" in name or name.startswith("head.") for name in of_critic)
+        assert any("lora_" in name for name in of_critic) == (kind == "lora")
+
+
+def test_what_ranks_alone_have_is_refused_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for changes, message in (
+        ({"checkpointing": True}, "checkpointing is of runs that ranks share"),
+        ({"shard_dtype": "bfloat16"}, "shard_dtype is of runs that ranks share"),
+        ({"critic_kind": "lora"}, "critic_kind lora needs lora_rank"),
+        ({"lora_rank": 0}, "lora_rank must be positive, got 0"),
+        ({"ranks": 2}, "shared by 2 ranks, and torchrun started none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small(**changes)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    config = small(checkpointing=True)
+    assert config.text["ranks"] == 3
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ValueError, match="shared by 3 ranks, and torchrun started none"):
+        make_agents([config])
+
+
+def test_torchrun_is_for_training_on_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = sppo("compare", "--task", "arithmetic")
+    assert refused.returncode == 1 and "compare starts processes of its own: torchrun is for train" in refused.stderr
+    refused = sppo("train")
+    assert refused.returncode == 1 and "PrecisionCartPole-v0 trains in one process" in refused.stderr
+
+
+def test_a_dry_run_plans_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small()
+    plan = text.memory_plan(config)
+    # 0.79 million weights at 4 bytes, with gradients and two moments, are 12.6 MB; the critic has 1 of 4 layers.
+    assert 10e6 < sum(plan.held[name] for name in ("weights", "gradients", "optimizer")) < 15e6
+    assert 0 < plan.held["critic"] < 0.5 * 12.6e6
+    assert text.memory_plan(small(lora_rank=4)).held["optimizer"] < 0.2 * plan.held["optimizer"]
+    assert text.fits(config).startswith("sppo needs 0.")
+    monkeypatch.setattr(text, "device_bytes", lambda n: 2**20)
+    with pytest.raises(ValueError, match=r"sppo needs .* the device has 0.0 GiB"):
+        text.fits(config)
