@@ -152,7 +152,8 @@ class HFEngine:
             lengths[rows[ended]] = t + 1
             stopped[rows[ended]] = stop[ended]
             alive &= ~ended
-            inputs, positions = chosen[:, None], positions[:, -1:] + 1
+            # Rows that have ended stay where they are: beyond the context a table of positions has no entry.
+            inputs, positions = chosen[:, None], positions[:, -1:] + alive[:, None]
             n_alive = int(alive.sum())
             if n_alive == 0:
                 break

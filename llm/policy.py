@@ -289,6 +289,8 @@ def critic_base(
     base = copy.deepcopy(own, {id(p): p for p in own.parameters() if share_frozen and not p.requires_grad})
     if dtype is not None:
         base.products = dtype
+    if layers is not None and not hasattr(base, "layers"):
+        raise ValueError(f"the layers of {type(base).__name__} cannot be told apart: critic_layers must be left out")
     if layers is not None and layers < len(base.layers):
         base.layers = base.layers[:layers]
         base.config = copy.deepcopy(base.config)

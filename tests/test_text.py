@@ -21,7 +21,7 @@ from sppo.agents.update import PolicyLoss, minimise
 from sppo.llm import policy as policy_module
 from sppo.llm.engine import Completion
 from sppo.llm.engine_hf import HFEngine, _draw
-from sppo.llm.policy import TextPolicy, load_model, products, tiny_model
+from sppo.llm.policy import TextPolicy, critic_base, load_model, products, tiny_model
 from sppo.llm.text_env import TextEnv
 from sppo.llm.tokenizer import character_tokenizer, encode_prompt, load_tokenizer
 
@@ -319,3 +319,22 @@ def test_the_tracker_counts_by_prompt(tmp_path: Path) -> None:
     experience = again.collect(again.sampler, again.starts())
     expected = torch.where(experience.traj.start_key == 100, 1 / 14, -1 / 14)
     torch.testing.assert_close(experience.advantages[:, 0], expected)
+
+
+def test_a_model_with_a_table_of_positions_may_answer_to_the_end_of_its_context():
+    """Rows that end early stay in the cache for a while, and must not count on beyond the table."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = character_tokenizer("ab=;")
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=24, n_embd=16, n_layer=1, n_head=2)
+    policy = TextPolicy(GPT2LMHeadModel(config), tokenizer)
+    prefixes = [torch.full((n,), 3) for n in (4, 12, 12, 12, 12, 12, 12, 12, 12, 12)]
+    limits = [20, *[12] * 9]
+    engine = HFEngine(policy)
+    runs = [
+        engine.generate(prefixes, limits, greedy=False, generator=np.random.default_rng(seed)) for seed in range(20)
+    ]
+    assert max(len(done[0].tokens) for done in runs) == 20
+    with pytest.raises(ValueError, match="layers of GPT2Model cannot be told apart"):
+        critic_base(policy.model, layers=1)
