@@ -132,22 +132,24 @@ def resolve(config: RunConfig) -> RunConfig:
     _check_ranks(config.text.get("ranks", size))
     each = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     text = make(TextConfig, {"threads": each, **about.text, **config.text, "ranks": size})
+    env_kwargs = {**about.env_kwargs, **config.env_kwargs}
+    _task(dataclasses.replace(config, env_kwargs=env_kwargs))
     start = about.start if config.start == "auto" else config.start
     if start in (None, "none"):
         raise ValueError(f"{config.env_id} needs a model to start from: name one with --model")
     find_model(start)
-    resolved = dataclasses.replace(
+    if text.critic != "policy":
+        find_model(text.critic)
+    if text.eval_task is not None:
+        make_task(text.eval_task)
+    return dataclasses.replace(
         config,
         settings=agent_settings(config),
         text=dataclasses.asdict(text),
         start=str(Path(start).resolve()) if start not in model_names() and Path(start).exists() else start,
-        env_kwargs={**about.env_kwargs, **config.env_kwargs},
+        env_kwargs=env_kwargs,
         total_episodes=config.total_episodes or about.total_episodes,
     )
-    _task(resolved)
-    if text.eval_task is not None:
-        make_task(text.eval_task)
-    return resolved
 
 
 def check(configs: Sequence[RunConfig]) -> None:
@@ -160,8 +162,19 @@ def check(configs: Sequence[RunConfig]) -> None:
         if key not in seen:
             seen.add(key)
             tokenizer = load_tokenizer(find_model(config.start))
-            for prompts in (_task(config).prompts("train"), _test_prompts(config)):
+            splits = {"train": _task(config).prompts("train"), "test": _test_prompts(config)}
+            for split, prompts in splits.items():
+                if not prompts:
+                    raise ValueError(f"{config.env_id} has no prompts in its split {split!r}")
                 encode_prompt(tokenizer, prompts[0].prompt)
+            shared = {p.key for p in splits["train"]} & {p.key for p in splits["test"]}
+            if shared:
+                _log.warning(
+                    "%s: %d prompts are in both splits, so success on them is not of held-out prompts: "
+                    "--task-options test_share holds some out, --text eval_task names another task",
+                    config.env_id,
+                    len(shared),
+                )
 
 
 def started() -> int | None:
@@ -260,7 +273,7 @@ def _make_agent(config: RunConfig) -> Agent:
         from sppo.llm.lora import lora_policy
 
         lora_policy(policy, _lora(text), seed=config.seed)
-    body = policy.model if text.critic == "policy" else _same_tokens(load_model(find_model(text.critic)), policy)
+    body = policy.model if text.critic == "policy" else _other_body(text.critic, policy)
     sampler = TextSampler(
         _shared_task(_task(config)),
         policy,
@@ -334,10 +347,16 @@ def _lora(text: TextConfig) -> Any:
     return LoRA(rank=text.lora_rank or 1, alpha=text.lora_alpha)
 
 
-def _same_tokens(model: Any, policy: TextPolicy) -> Any:
-    known, used = model.config.vocab_size, len(policy.tokenizer)
-    if known < used:
-        raise ValueError(f"the critic's model knows {known} tokens and the policy's tokenizer has {used}")
+def _other_body(name: str, policy: TextPolicy) -> Any:
+    """Another model for the critic to start from, computing as the policy does."""
+    source = find_model(name)
+    theirs, ours = load_tokenizer(source).get_vocab(), policy.tokenizer.get_vocab()
+    if any(theirs.get(token) != i for token, i in ours.items()):
+        raise ValueError(
+            f"the critic's model {name} numbers its tokens otherwise than the policy's: it cannot read them"
+        )
+    model: Any = load_model(source)
+    model.base_model.products = policy.model.base_model.products
     return model
 
 
@@ -367,7 +386,10 @@ def fitting(prompts: Sequence[Prompt], policy: TextPolicy, text: TextConfig) -> 
 
 @cache
 def _cached_task(name: str, options: str) -> Task:
-    return make_task(name, **json.loads(options))
+    try:
+        return make_task(name, **json.loads(options))
+    except TypeError as error:
+        raise ValueError(f"task {name}, options {options}: {error}") from error
 
 
 def _task(config: RunConfig) -> Task:
@@ -389,7 +411,9 @@ def _test_task(config: RunConfig) -> Task:
 
 def held_out(agent: Agent, config: RunConfig) -> tuple[Any, Any]:
     """The same test prompts for every agent and seed, some twice where there are fewer than are to be answered."""
-    prompts = fitting(_test_prompts(config), agent.policy, make(TextConfig, config.text))
+    # Only the model's own context leaves prompts out here: what is evaluated must not depend on how one trains.
+    text = dataclasses.replace(make(TextConfig, config.text), max_prompt_length=None)
+    prompts = fitting(_test_prompts(config), agent.policy, text)
     order = np.random.default_rng(0).permutation(len(prompts))
     return agent.sampler.with_prompts(prompts, task=_shared_task(_test_task(config))), np.resize(
         order, config.n_eval_episodes

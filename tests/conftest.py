@@ -23,9 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="vLLM is not installed: `make test-vllm` has it"))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _one_torch_thread() -> None:
-    """Networks this small run slower on several threads, and sums in one order are reproducible."""
+    """Networks this small run slower on several threads, and sums in one order are reproducible.
+
+    For each test anew: a run sets the number it was given, and a process forked after that could hang in a team of
+    threads that it does not have.
+    """
     import torch
 
     torch.set_num_threads(1)

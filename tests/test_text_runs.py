@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
 
+from fake_text import toy_policy
 from small_runs import assert_looks_whole, assert_same_run, in_child, quiet_run, records, scalars
 from test_resume import kill_at_file_operation
 
@@ -136,12 +138,18 @@ def test_what_does_not_fit_is_refused_before_the_run(tmp_path: Path, monkeypatch
             text.check([resolve(config)])
 
     refused("no model 'arithmatic': did you mean arithmetic", start="arithmatic")
-    refused("text/gsm9k.*|no task 'gsm9k': did you mean gsm8k", env_id="text/gsm9k")
+    refused("no task 'gsm9k': did you mean gsm8k", env_id="text/gsm9k", env_kwargs={})
+    refused("task arithmetic, options .*'<=' not supported", env_kwargs={"terms": "x"})
+    refused("no model 'nonsense'", text={"critic": "nonsense"})
     refused("unknown setting 'temprature'; did you mean 'temperature'", text={"temprature": 1.0})
     refused("top_k is refused: .* the whole softmax's", text={"top_k": 50})
     refused("max_completion_length must be positive, got 0", text={"max_completion_length": 0})
     refused("critic_start must be in", text={"critic_start": 1.5})
-    refused("text/columns needs a model to start from: name one with --model", env_id="text/columns")
+    refused(
+        "chain_sum needs a model to start from: name one with --model",
+        env_id="text/reasoning_gym:chain_sum",
+        env_kwargs={},
+    )
     misplaced = {"env_id": "CartPole-v1", "text": {"temperature": 1.0}}
     refused("settings of a language model, temperature, do not fit CartPole-v1", **misplaced)
     data = tmp_path / "questions.jsonl"
@@ -172,8 +180,37 @@ def test_a_run_can_be_made_again_from_its_folder(whole: dict[str, Path], tmp_pat
 
 
 def test_another_task_can_be_what_is_evaluated() -> None:
-    config = resolve(replace(SMALL, text={**SMALL.text, "eval_task": "arithmetic"}))  # its defaults: longer chains
+    config = resolve(replace(SMALL, text={**SMALL.text, "eval_task": "arithmetic"}))  # its defaults: operands to 99
     agent = make_agents([config])[0]
     sampler, starts = text.held_out(agent, config)
     assert len(starts) == 16 and len(sampler.prompts) == 512
-    assert max(len(p.prompt) for p in sampler.prompts) > max(len(p.prompt) for p in agent.sampler.prompts)
+    largest = [max(int(n) for p in s.prompts for n in re.findall("[0-9]+", p.prompt)) for s in (sampler, agent.sampler)]
+    assert largest[0] > 90 and largest[1] == 20
+
+
+def test_a_critic_of_another_model_must_read_the_same_tokens(tmp_path: Path) -> None:
+    toy_policy().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="numbers its tokens otherwise than the policy's"):
+        make_agents([resolve(replace(SMALL, text={**SMALL.text, "critic": str(tmp_path)}))])
+    agent = make_agents([resolve(replace(SMALL, text={**SMALL.text, "critic": "arithmetic"}))])[0]
+    assert agent.critic.base.config.num_hidden_layers == 1
+
+
+def test_prompts_that_serve_both_splits_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{i}+1=", "answer": str(i + 1)}) + "\n" for i in range(30)))
+    config = replace(SMALL, env_id=f"text/{data}", start="arithmetic", env_kwargs={"chat": False, "suffix": ""})
+    text.check([resolve(config)])
+    assert "30 prompts are in both splits" in caplog.text
+    caplog.clear()
+    text.check([resolve(replace(config, env_kwargs={**config.env_kwargs, "test_share": 0.5}))])
+    assert "both splits" not in caplog.text
+    with pytest.raises(ValueError, match="has no prompts in its split"):
+        text.check([resolve(replace(config, env_kwargs={**config.env_kwargs, "test_share": 1e-9}))])
+
+
+def test_what_limits_training_prompts_does_not_change_what_is_evaluated() -> None:
+    config = resolve(replace(SMALL, text={**SMALL.text, "max_prompt_length": 6}, env_kwargs={"terms": [2, 3]}))
+    agent = make_agents([config])[0]
+    sampler, _ = text.held_out(agent, config)
+    assert len(sampler.prompts) == 512 and max(len(p.prompt) for p in sampler.prompts) > 6
