@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import against_trl
 import llm_step
 from llm_step import (
     ALGORITHMS,
@@ -121,3 +123,13 @@ def test_one_rank_is_sharded_as_on_a_gpu() -> None:
     """In a process of its own, since it joins a process group."""
     measured = llm_step.in_own_process(asdict(replace(CASE, sharded=True)), "cpu")
     assert measured is not None and set(measured["peaks"]) == set(PARTS)
+
+
+def test_our_side_of_the_comparison_takes_turns() -> None:
+    """TRL's side needs TRL, which has an environment of its own."""
+    turns: list[int] = []
+    sizes = argparse.Namespace(rows=16, microbatch=8, tokens=3)
+    model = against_trl.tiny_model(18, seed=0, hidden=16, layers=1, heads=1)
+    before = model.get_input_embeddings().weight.clone()
+    against_trl.our_steps(model, sizes, lambda: turns.append(int(torch.equal(model.lm_head.weight, before))), steps=2)
+    assert turns == [1, 0, 0, 0]  # before and after each of two steps: the first changes the weights
