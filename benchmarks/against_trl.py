@@ -17,9 +17,11 @@ prompts in the update, and has torch's fused attention (--trl-attention eager fo
 Each side has a process of its own, and they take turns, step by step; several pairs of processes follow each other,
 since the peak of one pair depends on how the allocator happens to place things. Seconds are the processor's, so that
 other work on the machine counts little. Memory is the rise of the resident set over that after a step of a small model,
-which loads what is loaded at first use; with --return-freed the allocator gives all that is freed back to the system,
-so that the peak is of what is in use, the same in every run, and speed suffers. The last line is one JSON object with
-medians over all; bars: tokens_per_s_ratio at least 1, and peak_memory_ratio at most 1, ours over TRL's.
+which loads what is loaded at first use. With --return-freed the allocator gives all that is freed back to the system,
+so that the peak is of what is in use, the same in every run, and speed suffers.
+
+The last line is one JSON object with medians over all; bars: tokens_per_s_ratio at least 1, and peak_memory_ratio at
+most 1, ours over TRL's.
 """
 
 from __future__ import annotations
