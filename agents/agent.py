@@ -85,7 +85,7 @@ class Agent(WithReference):
         self.gradient_steps = 0  # of the policy, in all
         self.num_episodes = 0  # begun, in all
         self.num_steps = 0  # sampled, in all
-        self.seconds = 0.0
+        self.seconds, self.cpu_seconds = 0.0, 0.0
 
     def _check(self) -> None:
         """Refuse settings that do not fit this algorithm or this task."""
@@ -194,7 +194,7 @@ class Agent(WithReference):
 
     def train_once(self) -> dict[str, float]:
         """Collect, give credit, update; return the metrics."""
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         self.freeze_reference()
         if self.stream is not None:
             experience = self.credit(self.penalised(self.stream.next(self.config.episodes_per_update)))
@@ -204,10 +204,16 @@ class Agent(WithReference):
             experience = self.collect(self.sampler, self.starts())
         sampled = time.perf_counter()
         metrics = self.update(experience)
-        return self.account(experience, metrics, sampled - started, time.perf_counter() - started)
+        ended, cpu = time.perf_counter(), time.process_time() - cpu
+        return self.account(experience, metrics, sampled - started, ended - started, cpu)
 
     def account(
-        self, experience: Experience, metrics: dict[str, float], rollout_seconds: float, seconds: float
+        self,
+        experience: Experience,
+        metrics: dict[str, float],
+        rollout_seconds: float,
+        seconds: float,
+        cpu_seconds: float,
     ) -> dict[str, float]:
         """Advance the counters after an update, and put all metrics together."""
         assert isinstance(experience.traj, Trajectories)
@@ -216,6 +222,7 @@ class Agent(WithReference):
         self.gradient_steps += int(metrics["train/n_updates"])
         self.num_steps, self.num_episodes = self.sampler.counts["env_steps"], self.sampler.counts["episodes"]
         self.seconds += seconds
+        self.cpu_seconds += cpu_seconds
         return {
             **rollout_metrics(experience.traj, None if self.stream is None else self.stream.cut),
             **credit_metrics(experience),
@@ -227,6 +234,7 @@ class Agent(WithReference):
             "time/episodes_this_update": float(self.num_episodes - before[1]),
             "time/n_updates": float(self.n_updates),
             "time/seconds": self.seconds,
+            "time/cpu_seconds": self.cpu_seconds,
             "time/rollout_seconds": rollout_seconds,
             "time/fps": (self.num_steps - before[0]) / seconds,
         }

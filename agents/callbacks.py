@@ -67,7 +67,7 @@ class EvalCallback(Callback):
         starts: held-out starts.
         eval_freq: episodes between evaluations.
         on_eval: told the record of each evaluation: success_rate, mean_return, mean_length, and episodes, env_steps,
-            n_updates and seconds so far.
+            n_updates, seconds and cpu_seconds so far.
         deterministic: take the mode instead of sampling.
     """
 
@@ -93,6 +93,7 @@ class EvalCallback(Callback):
             "env_steps": agent.num_steps,
             "n_updates": agent.n_updates,
             "seconds": agent.seconds,
+            "cpu_seconds": agent.cpu_seconds,
             "success_rate": float(traj.success.float().mean()),
             "mean_return": float(traj.outcomes.mean()),
             "mean_length": float(traj.lengths.float().mean()),

@@ -102,15 +102,15 @@ class Stack:
         """One update of every agent; their metrics."""
         if len(self.agents) == 1:
             return [self.agents[0].train_once()]
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         experiences = self._collect()
         sampled = time.perf_counter()
         updates = update_all(
             self.agents, experiences, self.policy_learner, self.policy, self.critic_learner, self.critic
         )
-        ended, n = time.perf_counter(), len(self.agents)
+        ended, cpu, n = time.perf_counter(), time.process_time() - cpu, len(self.agents)
         return [
-            agent.account(experience, metrics, (sampled - started) / n, (ended - started) / n)
+            agent.account(experience, metrics, (sampled - started) / n, (ended - started) / n, cpu / n)
             for agent, experience, metrics in zip(self.agents, experiences, updates, strict=True)
         ]
 

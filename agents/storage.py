@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sppo.agents.agent import Agent
 
 TENSORS, VALUES = "agent.safetensors", "agent.json"
-COUNTERS = ("n_updates", "gradient_steps", "num_episodes", "num_steps", "seconds")
+COUNTERS = ("n_updates", "gradient_steps", "num_episodes", "num_steps", "seconds", "cpu_seconds")
 
 
 def save_policy(policy: nn.Module, path: Path, about: dict[str, Any]) -> None:

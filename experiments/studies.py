@@ -1,0 +1,168 @@
+"""The studies behind docs/RESULTS.md: each a question and the runs that answer it, nothing else.
+
+A run is a folder name, TASK/AGENT/seedK below a name for what varies, and its config. In a study everything that is not
+in question is the same for all agents: start policies by seed, budgets, settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sppo.experiments.compare import Job, execute
+from sppo.experiments.config import RunConfig
+from sppo.experiments.domains import domain, resolve
+from sppo.experiments.settings import unknown
+from sppo.experiments.tasks import TASKS, short_name, task
+
+AGENTS = ("ppo", "sppo", "ppo-bce", "tracker", "reinforce", "grpo", "rloo")
+"""Of the figure; PPO first, whom the others are measured against."""
+SEEDS = range(5)
+SWEEP_SEEDS = range(5, 8)
+"""Of the learning-rate sweep: other seeds and other start policies than those reported."""
+RATES = (1e-4, 3e-4, 1e-3)
+HORIZONS = (10, 30, 100, 300, 1000)
+STEPS = 4_000_000
+"""Of environment, at most, in an episode budget at full horizon."""
+HOPPER = "sppo/Hopper-v0"
+CHAIN = "sppo/SparseChain-v0"
+CARTPOLE = "sppo/PrecisionCartPole-v0"
+
+Named = tuple[str, RunConfig]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question and its runs."""
+
+    question: str
+    runs: tuple[Named, ...]
+
+    def jobs(self, out: Path) -> list[Job]:
+        """Resolved, as many seeds together as their domain trains side by side."""
+        jobs: list[Job] = []
+        for _, named in groupby(self.runs, lambda run: run[0].rpartition("/")[0]):
+            runs = [(out / name, resolve(config)) for name, config in named]
+            size = domain(runs[0][1]).SIDE_BY_SIDE
+            for first in range(0, len(runs), size):
+                folders, configs = zip(*runs[first : first + size], strict=True)
+                jobs.append((list(configs), list(folders)))
+        return jobs
+
+
+def budget(env_id: str) -> int:
+    """Episodes: the paper's, or as many as four million steps hold if each takes the whole horizon; half of that for
+    Hopper, whose physics costs ten times as much as any other's."""
+    horizon = 200 if env_id == CARTPOLE else 1000
+    return min(task(env_id).total_episodes, STEPS // horizon) // (2 if env_id == HOPPER else 1)
+
+
+def _seeds(prefix: str, config: RunConfig, seeds: Iterable[int]) -> Iterator[Named]:
+    for seed in seeds:
+        yield f"{prefix}/seed{seed}", replace(config, seed=seed)
+
+
+def _tasks(agents: Sequence[str], seeds: Iterable[int], divisor: int = 1, **settings: Any) -> Iterator[Named]:
+    """Every agent on each of the five tasks."""
+    for env_id in (*(each for each in TASKS if each != HOPPER), HOPPER):  # the slowest last
+        for agent in agents:
+            config = RunConfig(
+                agent=agent,
+                env_id=env_id,
+                total_episodes=budget(env_id) // divisor,
+                n_evals=max(1, (20 if env_id == HOPPER else 40) // divisor),
+                n_eval_episodes=100,
+                settings=settings,
+            )
+            yield from _seeds(f"{short_name(env_id)}/{agent}", config, seeds)
+
+
+def _figure() -> Iterator[Named]:
+    return _tasks(AGENTS, SEEDS)
+
+
+def _rates() -> Iterator[Named]:
+    for rate in RATES:
+        for name, config in _tasks(AGENTS, SWEEP_SEEDS, divisor=5, learning_rate=rate):
+            yield f"{rate:g}/{name}", config
+
+
+def chain_goal(horizon: int, success: float) -> int:
+    """The goal that a walk with even odds from position 0 to 4 reaches with a probability nearest to this."""
+    from sppo.envs import SparseChain
+
+    def start(goal: int) -> float:
+        return float(SparseChain(horizon=horizon, goal=goal).value(0.5, range(5), 0).mean())
+
+    return min(range(1, horizon + 1), key=lambda goal: abs(start(goal) - success))
+
+
+def _chain_map() -> Iterator[Named]:
+    """Without a start policy: a network whose output layer is small begins at even odds."""
+    for horizon in HORIZONS:
+        for success in (0.01, 0.05, 0.2, 0.5):
+            for agent in ("ppo", "sppo", "reinforce"):
+                config = RunConfig(
+                    agent=agent,
+                    env_id=CHAIN,
+                    env_kwargs={"horizon": horizon, "goal": chain_goal(horizon, success)},
+                    start="none",
+                    total_episodes=3_200,
+                    n_evals=25,
+                    n_eval_episodes=100,
+                )
+                yield from _seeds(f"{horizon}/{success:g}/{agent}", config, SEEDS)
+
+
+STUDIES = {
+    "figure": Study(
+        question="Seven ways to give credit on the paper's five control tasks, at the same settings",
+        runs=tuple(_figure()),
+    ),
+    "rates": Study(
+        question="Which of three learning rates is best for each of the seven, on seeds that no table reports",
+        runs=tuple(_rates()),
+    ),
+    "chain-map": Study(
+        question="PPO and SPPO over horizon and success of the start policy, on a walk of known values",
+        runs=tuple(_chain_map()),
+    ),
+}
+
+
+def study(name: str) -> Study:
+    """By name.
+
+    Raises:
+        ValueError: for an unknown one, naming the nearest.
+    """
+    if name not in STUDIES:
+        raise ValueError(unknown("study", name, STUDIES))
+    return STUDIES[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCommand:
+    """Run one of the studies behind docs/RESULTS.md, or go on with it: its finished runs stay as they are."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help=f"One of: {', '.join(STUDIES)}.")]
+    only: str = ""
+    """Runs whose name begins so, such as: Pendulum-v0/ppo"""
+    out: Path | None = None
+    """The folder of its runs; by default runs/NAME."""
+    processes: int | None = None
+    """How many at a time; by default one per processor. No effect on results."""
+
+    def __call__(self) -> None:
+        chosen = study(self.name)
+        runs = tuple(run for run in chosen.runs if run[0].startswith(self.only))
+        if not runs:
+            raise ValueError(f"no run of {self.name} begins with {self.only!r}; the first is {chosen.runs[0][0]}")
+        out = self.out or Path("runs") / self.name
+        print(f"{chosen.question}: {len(runs)} runs, to {out}")
+        execute(replace(chosen, runs=runs).jobs(out), processes=self.processes, resume=True)
