@@ -13,10 +13,7 @@ from sppo.agents.presets import PRESETS
 from sppo.experiments.config import RunConfig
 from sppo.experiments.runlog import RunLog
 from sppo.experiments.settings import make, unknown
-from sppo.experiments.tasks import task
-
-TEXT = "text/"
-"""Begins the environment id of a text task: text/arithmetic."""
+from sppo.experiments.tasks import TEXT, task
 
 
 class Domain(Protocol):

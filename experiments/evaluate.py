@@ -17,8 +17,9 @@ import numpy as np
 import tyro
 
 from sppo.experiments.config import versions
-from sppo.experiments.run import write_whole
+from sppo.experiments.folders import write_whole
 from sppo.experiments.settings import json_values
+from sppo.experiments.tasks import TEXT
 from sppo.experiments.tasks import task as about_task
 
 # What loads models or SciPy is imported when it is called for: the command line loads this file.
@@ -249,7 +250,7 @@ class Eval:
                 raise ValueError(f"{name} must be positive, got {value}")
         found = []
         for name in self.task:
-            about = about_task(f"text/{name}")
+            about = about_task(TEXT + name)
             task = make_task(name, **{**about.env_kwargs, **json_values(self.task_options)})
             rows = list(task.prompts(self.split))
             prompts = list({prompt.key: prompt for prompt in rows}.values())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sppo.experiments.stats import Floats
+from sppo.experiments.tasks import TEXT
 
 EVAL_COLUMNS = ("episodes", "env_steps", "seconds", "success_rate")
 RUN_KEYS = ("agent", "env_id", "seed")
@@ -20,7 +21,7 @@ RUN_KEYS = ("agent", "env_id", "seed")
 
 def units(env_id: str) -> tuple[str, str]:
     """What a task counts its episodes and steps in."""
-    return ("responses", "tokens") if env_id.startswith("text/") else ("episodes", "env steps")
+    return ("responses", "tokens") if env_id.startswith(TEXT) else ("episodes", "env steps")
 
 
 @dataclass(frozen=True, kw_only=True)

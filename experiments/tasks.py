@@ -9,6 +9,9 @@ from typing import Any
 STARTS = Path(__file__).parent / "starts"
 """The start policies that ship with the package."""
 
+TEXT = "text/"
+"""Begins the environment id of a text task: text/arithmetic."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -49,7 +52,7 @@ TEXT_SETTINGS: dict[str, Any] = {"n_epochs": 1, "n_minibatches": 4, "microbatch_
 TEXT_TASKS = {
     # The model that ships was taught chains of up to five terms, and to miss subtractions: prompts differ in how hard
     # they are for it, which V(s_0) can know.
-    "text/arithmetic": Task(
+    TEXT + "arithmetic": Task(
         episodes_per_update=128,
         total_episodes=9_600,
         start="arithmetic",
@@ -58,7 +61,7 @@ TEXT_TASKS = {
         text={"max_completion_length": 88, "critic_layers": 2, "threads": 1},
     ),
     # Few updates of a large model: an evaluation costs as much as four of them.
-    "text/addition": Task(
+    TEXT + "addition": Task(
         total_episodes=960,
         n_evals=5,
         start="smollm2",
@@ -77,7 +80,7 @@ TEXT_DEFAULT = Task(settings={**TEXT_SETTINGS, "learning_rate": 1e-6, "critic_le
 
 def task(env_id: str) -> Task:
     """The settings of an id."""
-    default = TEXT_DEFAULT if env_id.startswith("text/") else Task()
+    default = TEXT_DEFAULT if env_id.startswith(TEXT) else Task()
     return {**TASKS, **TEXT_TASKS}.get(env_id, default)
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from sppo.envs.adapters import EpisodeEnv
 from sppo.experiments.config import read_config
 from sppo.experiments.control import make_episodes
-from sppo.experiments.domains import TEXT
 from sppo.experiments.run import load_run
+from sppo.experiments.tasks import TEXT
 
 
 def watch(run: Path, out: Path | None = None, *, n_episodes: int = 3, fps: int = 30, max_frames: int = 600) -> Path:
