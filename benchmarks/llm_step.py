@@ -41,9 +41,9 @@ from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from sppo.agents import AGENTS, Agent
-from sppo.experiments.memory import SHAPES as PUBLISHED
-from sppo.experiments.memory import Shape
 from sppo.experiments.plots import COLOURS, STYLE
+from sppo.experiments.shapes import SHAPES as PUBLISHED
+from sppo.experiments.shapes import Shape
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.policy import TextPolicy, checkpoint_layers, critic_base
 from sppo.llm.sampler import TextSampler

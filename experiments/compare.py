@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import domain, resolve
+from sppo.experiments.folders import check_folders, is_finished, prepare
 from sppo.experiments.process import end_with_parent, tune_process
-from sppo.experiments.run import Interrupted, check_folders, is_finished, prepare, run
+from sppo.experiments.run import Interrupted, run
 from sppo.experiments.tasks import short_name
 
 INTERRUPTED = 130
@@ -66,7 +67,7 @@ def check(jobs: Sequence[Job], resume: bool = False) -> None:
         ValueError: naming what is wrong.
     """
     configs = [config for configs, _ in jobs for config in configs]
-    for one in {id(domain(config)): domain(config) for config in configs}.values():
+    for one in dict.fromkeys(map(domain, configs)):
         one.check([config for config in configs if domain(config) is one])
     check_folders(configs, [folder for _, folders in jobs for folder in folders], resume)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import signal
 import sys
@@ -23,11 +22,11 @@ from sppo.experiments.checkpoints import (
     good_checkpoints,
     remove_later,
     save_checkpoint,
-    saved_updates,
     shared_checkpoints,
 )
-from sppo.experiments.config import RunConfig, read_config, to_json
+from sppo.experiments.config import RunConfig, read_config
 from sppo.experiments.domains import domain, make_agents, resolve
+from sppo.experiments.folders import is_finished, prepare, write_whole
 from sppo.experiments.process import locked
 from sppo.experiments.runlog import EVALS, RunLog
 
@@ -141,120 +140,20 @@ def run(
     with locked([folder for _, folder in todo]):
         agents = make_agents([config for config, _ in todo])
         if can_stack(agents):
-            _train(agents, todo, report, warn)
+            train_side_by_side(agents, todo, report, warn)
         else:
             for agent, one in zip(agents, todo, strict=True):
-                _train([agent], [one], report, warn)
+                train_side_by_side([agent], [one], report, warn)
 
 
-def run_shared(
-    config: RunConfig,
-    folder: Path,
-    ranks: Any,
-    *,
-    resume: bool = False,
-    report: Report | None = None,
-    warn: Callable[[str], None] = lambda message: print(message, file=sys.stderr),
-) -> None:
-    """Train a config on all ranks, each of which calls this: the first writes into the folder as `run` does, the
-    others keep the checkpoints of their slices in its `ranks/R`.
-
-    Raises:
-        ValueError: as `run`, on one rank; it ends the others' processes.
-        Interrupted: after Ctrl-C.
-    """
-    trouble: Exception | None = None
-    try:
-        config = resolve(config)
-        domain(config).check([config])
-        if ranks.first:
-            prepare([config], [folder], resume)
-    except (ValueError, OSError, ImportError) as error:
-        trouble = error
-    troubled = [rank for rank, has in enumerate(ranks.gather(trouble is not None)) if has]
-    if troubled:
-        if trouble is not None and ranks.rank == troubled[0]:
-            raise trouble
-        with contextlib.suppress(RuntimeError):
-            ranks.gather(None)  # in vain: the one that says what is wrong leaves, and torchrun ends the others
-        raise SystemExit(1)
-    if ranks.gather(is_finished(folder))[0]:
-        return
-    own = folder if ranks.first else folder / "ranks" / str(ranks.rank)
-    own.mkdir(parents=True, exist_ok=True)
-    with locked([own]):
-        _train(make_agents([config]), [(config, own)], report, warn, ranks)
-
-
-def check_folders(configs: Sequence[RunConfig], folders: Sequence[Path], resume: bool) -> None:
-    """A run's folder must be new or empty, or hold the same run, to be resumed.
-
-    Raises:
-        ValueError: if one holds another run, or the same without `resume`, or something else.
-    """
-    for config, folder in zip(configs, folders, strict=True):
-        if (folder / "config.json").exists():
-            difference = _difference(read_config(folder), config)
-            if difference and not saved_updates(folder) and not is_finished(folder):
-                continue  # it failed before its first checkpoint: nothing is lost by starting anew
-            if difference:
-                raise ValueError(f"{folder} holds another run: {difference}; --out names another folder")
-            if not resume:
-                raise ValueError(
-                    f"{folder} already holds this run; --resume goes on with it, --out names another folder"
-                )
-        elif folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no run; --out names another folder")
-
-
-def _difference(old: RunConfig, new: RunConfig) -> str:
-    """The first field in which two configs differ, in words."""
-    for field in dataclasses.fields(RunConfig):
-        was, now = getattr(old, field.name), getattr(new, field.name)
-        if isinstance(was, dict):
-            for name in sorted(was.keys() | now.keys()):
-                if name == "ranks" and was.get(name) != now.get(name):
-                    return f"it is shared by {was.get(name) or 'no'} ranks, not by {now.get(name) or 'no'}"
-                if was.get(name) != now.get(name):
-                    return f"its {name} is {was.get(name)!r}, not {now.get(name)!r}"
-        elif was != now:
-            return f"its {field.name} is {was!r}, not {now!r}"
-    return ""
-
-
-def prepare(configs: Sequence[RunConfig], folders: Sequence[Path], resume: bool) -> None:
-    """Make the runs' folders with their configs, after all have been checked.
-
-    Raises:
-        ValueError: see `check_folders`; nothing has been written then.
-    """
-    check_folders(configs, folders, resume)
-    for config, folder in zip(configs, folders, strict=True):
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked([folder], 0):
-            if not (folder / "config.json").exists() or _difference(read_config(folder), config):
-                write_whole(folder / "config.json", to_json(config))
-
-
-def write_whole(path: Path, content: Any) -> None:
-    """Write JSON so that a reader finds the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
-
-
-def is_finished(folder: Path) -> bool:
-    """True where the run has its result."""
-    return (folder / "result.json").exists()
-
-
-def _train(
+def train_side_by_side(
     agents: list[Agent],
     todo: Sequence[tuple[RunConfig, Path]],
     report: Report | None,
     warn: Callable[[str], None],
     ranks: Any = None,
 ) -> None:
+    """Train agents of resolved configs in their folders to the end; with ranks, each calls this."""
     folders = [folder for _, folder in todo]
     checkpoints = shared_checkpoints(folders, warn) if ranks is None else _shared_by(ranks, folders[0], warn)
     for agent, found in zip(agents, checkpoints, strict=False):

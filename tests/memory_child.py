@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sppo.agents import AGENTS
-from sppo.experiments.memory import Shape
+from sppo.experiments.shapes import Shape
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.lora import LoRA, lora_critic_base, lora_policy
 from sppo.llm.policy import TextPolicy, checkpoint_layers, critic_base

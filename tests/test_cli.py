@@ -19,14 +19,16 @@ from sppo.agents.storage import save_policy
 from sppo.experiments import cli
 from sppo.experiments.config import to_json
 from sppo.experiments.domains import make_agents, resolve
-from sppo.experiments.memory import PlanCommand, Setting
+from sppo.experiments.memory import Setting
+from sppo.experiments.plan_command import PlanCommand
 from sppo.experiments.process import locked
+from sppo.experiments.run_commands import RunOptions
 from sppo.experiments.settings import make
 from sppo.experiments.tasks import TASKS
 
 COMMANDS = {
-    "train": (cli.Train, cli.RunOptions),
-    "compare": (cli.Compare, cli.RunOptions),
+    "train": (cli.Train, RunOptions),
+    "compare": (cli.Compare, RunOptions),
     "experts": (cli.Experts,),
     "sft": (cli.SFT,),
     "eval": (cli.Eval,),

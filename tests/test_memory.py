@@ -13,19 +13,10 @@ from typing import Any
 import pytest
 import tyro
 
-from sppo.experiments.memory import (
-    ALGORITHMS,
-    GIB,
-    SHAPES,
-    Algorithm,
-    PlanCommand,
-    Setting,
-    Shape,
-    check_fits,
-    device_bytes,
-    plan,
-    shape_of,
-)
+from sppo.agents import AGENTS
+from sppo.experiments.memory import GIB, Sees, Setting, check_fits, device_bytes, plan
+from sppo.experiments.plan_command import COLUMNS, PlanCommand
+from sppo.experiments.shapes import SHAPES, Shape, shape_of
 
 CHILD = Path(__file__).with_name("memory_child.py")
 TINY = Shape(hidden=4, layers=2, heads=2, kv_heads=1, head_dim=2, intermediate=8, vocab=10, tied=True)
@@ -73,9 +64,9 @@ def test_shapes_are_read_from_a_folder(tmp_path: Path) -> None:
 
 def test_what_is_held_by_hand() -> None:
     n, small = TINY.weights, replace(TINY, layers=1)
-    one = plan(TINY, Setting(), "sppo", small)
+    one = plan(TINY, Setting(), "start", small)
     assert one.held == {"weights": 4 * n, "gradients": 4 * n, "optimizer": 8 * n, "critic": 16 * small.body}
-    two = plan(TINY, Setting(ranks=2), "sppo")
+    two = plan(TINY, Setting(ranks=2), "start")
     assert two.held == {
         "weights": 2 * n,
         "gradients": 2 * n,
@@ -83,14 +74,14 @@ def test_what_is_held_by_hand() -> None:
         "critic": 8 * TINY.body,
         "engine": 4 * n,
     }
-    lora = plan(TINY, Setting(lora=3, critic="lora", critic_lora=1), "ppo")
+    lora = plan(TINY, Setting(lora=3, critic="lora", critic_lora=1), "steps")
     # adapters 384 and 128 (rank 1, without the head of 5), and not a second body
     assert lora.held == {"weights": 4 * (n + 384), "gradients": 4 * 384, "optimizer": 8 * 384, "critic": 16 * (128 + 5)}
-    assert plan(TINY, Setting(lora=3, critic="head"), "ppo").held["critic"] == 16 * 5
-    assert plan(TINY, Setting(critic="head"), "ppo").held["critic"] == 16 * 5 + 4 * TINY.body
-    assert "critic" not in plan(TINY, Setting(), "grpo").held
+    assert plan(TINY, Setting(lora=3, critic="head"), "steps").held["critic"] == 16 * 5
+    assert plan(TINY, Setting(critic="head"), "steps").held["critic"] == 16 * 5 + 4 * TINY.body
+    assert "critic" not in plan(TINY, Setting(), None).held
     # 3 responses of 5 + 6 tokens, keys and values of 2 layers with 2 numbers of 4 bytes
-    cache = plan(TINY, Setting(generated=3, prompt=5, response=6), "grpo").phases["generation"]["KV cache"]
+    cache = plan(TINY, Setting(generated=3, prompt=5, response=6), None).phases["generation"]["KV cache"]
     assert cache == 3 * 11 * 2 * 2 * 2 * 4
 
 
@@ -98,8 +89,8 @@ def test_options_save_what_they_promise() -> None:
     shape = SHAPES["r1-distill-qwen-7b"]
     base = Setting(rows=4, prompt=1024, response=7168, ranks=4, engine="vllm", on_gpu=True, kv_cache_gib=8)
 
-    def peak(algorithm: Algorithm = "sppo", small: Shape | None = None, **change: Any) -> int:
-        return plan(shape, replace(base, **change), algorithm, small).peak
+    def peak(sees: Sees = "start", small: Shape | None = None, **change: Any) -> int:
+        return plan(shape, replace(base, **change), sees, small).peak
 
     assert peak(checkpointing=True) < 0.6 * peak()
     assert peak(dtype="bfloat16") < peak()
@@ -107,15 +98,15 @@ def test_options_save_what_they_promise() -> None:
     assert peak(offload=True) < peak()
     assert peak(lora=16) < peak()
     assert peak(critic="head") < peak(critic="lora") < peak(critic="full")
-    assert peak("grpo") < peak(small=SHAPES["r1-distill-qwen-1.5b"]) < peak() <= peak("ppo")
+    assert peak(None) < peak(small=SHAPES["r1-distill-qwen-1.5b"]) < peak() <= peak("steps")
     # what is held shrinks with ranks, a row's activations do not
-    plans = [plan(shape, replace(base, ranks=n), "ppo") for n in (2, 4)]
+    plans = [plan(shape, replace(base, ranks=n), "steps") for n in (2, 4)]
     assert plans[0].held["optimizer"] == 2 * plans[1].held["optimizer"]
     assert plans[0].phases["policy"]["activations"] == plans[1].phases["policy"]["activations"]
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
-    made = plan(SHAPES["r1-distill-qwen-7b"], Setting(on_gpu=True), "ppo")
+    made = plan(SHAPES["r1-distill-qwen-7b"], Setting(on_gpu=True), "steps", name="ppo")
     with pytest.raises(ValueError, match=r"ppo needs 2\d\d\.\d GiB per rank and the device has 80\.0 GiB: critic 10"):
         check_fits(made, 80 * GIB)
     check_fits(made, 400 * GIB)
@@ -126,7 +117,7 @@ def test_the_command_prints_a_column_per_algorithm(capsys: pytest.CaptureFixture
     command = ["smollm2", "--rows", "8"]
     tyro.cli(PlanCommand, args=command)()
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["GiB", "per", "rank", *ALGORITHMS]
+    assert lines[0] == ["GiB", "per", "rank", *(name for name, _, _ in COLUMNS)]
     told = {line[0]: [float(x) for x in line[-4:]] for line in lines[1:-1]}
     assert told["weights"] == [0.5] * 4  # 134.5 M numbers of 4 bytes
     assert told["critic"][0] == told["critic"][1] > 2 * told["critic"][2] > told["critic"][3] == 0
@@ -134,11 +125,11 @@ def test_the_command_prints_a_column_per_algorithm(capsys: pytest.CaptureFixture
         tyro.cli(PlanCommand, args=[*command, "--device-gib", "1"])()
 
 
-CASES: dict[str, tuple[Algorithm, int | None, dict[str, Any]]] = {
+CASES: dict[str, tuple[str, int | None, dict[str, Any]]] = {
     "sppo": ("sppo", None, {}),
-    "sppo, small critic": ("sppo-small", 2, {}),
+    "sppo, small critic": ("sppo", 2, {}),
     "ppo, bfloat16": ("ppo", None, {"dtype": "bfloat16"}),
-    "sppo, small critic, short rows": ("sppo-small", 2, {"prompt": 90, "response": 30, "rows": 12, "value_rows": 12}),
+    "sppo, small critic, short rows": ("sppo", 2, {"prompt": 90, "response": 30, "rows": 12, "value_rows": 12}),
     "ppo, adapters": ("ppo", None, {"lora": 8, "critic": "lora", "critic_lora": 8}),
     "grpo, checkpointing": ("grpo", None, {"checkpointing": True}),
 }
@@ -153,13 +144,14 @@ def test_a_process_takes_what_was_predicted(name: str) -> None:
     setting = Setting(**{"prompt": 150, "response": 50, "generated": 8, "value_rows": 8, "rows": 8, **change})
     # Without a critic's, it takes more weights to reach a gigabyte.
     shape = replace(RANDOM, layers=20) if algorithm == "grpo" or "lora" in change else RANDOM
-    made = plan(shape, setting, algorithm, None if layers is None else replace(shape, layers=layers))
+    critic = None if layers is None else replace(shape, layers=layers)
+    made = plan(shape, setting, AGENTS[algorithm].critic_sees, critic)
     assert made.peak > GIB
     case = {
         "shape": asdict(shape),
         "setting": asdict(setting),
         "critic_layers": layers,
-        "agent": algorithm.removesuffix("-small"),
+        "agent": algorithm,
     }
     child = subprocess.run(
         [sys.executable, str(CHILD), json.dumps(case)],

@@ -22,9 +22,10 @@ pytest.importorskip("peft", reason="needs the extra sppo[lora]")
 from safetensors.torch import load_file
 from small_runs import assert_looks_whole, assert_same_run, records, sppo
 
-from sppo.experiments import text
+from sppo.experiments import text_memory
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import make_agents, resolve
+from sppo.llm.sources import find_model
 
 CLI = ("-m", "sppo.experiments.cli")
 ALIKE = (str(Path(__file__).with_name("sharded_cli.py")),)
@@ -88,7 +89,7 @@ def test_two_ranks_leave_what_one_process_leaves(tmp_path: Path) -> None:
     assert model.keys() == other.keys()
     for name, weight in model.items():
         torch.testing.assert_close(weight, other[name], rtol=0, atol=1e-5)
-    start = load_file(Path(text.find_model("arithmetic")) / "model.safetensors")
+    start = load_file(Path(find_model("arithmetic")) / "model.safetensors")
     assert max(float((weight - start[name]).abs().max()) for name, weight in model.items()) > 1e-4, "it has learned"
     assert json.loads((two / "config.json").read_text())["text"]["ranks"] == 2
     assert {path.name for path in (two / "ranks").iterdir()} == {"1"}
@@ -193,12 +194,12 @@ def test_torchrun_is_for_training_on_text(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_dry_run_plans_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small()
-    plan = text.memory_plan(config)
+    plan = text_memory.memory_plan(config)
     # 0.79 million weights at 4 bytes, with gradients and two moments, are 12.6 MB; the critic has 1 of 4 layers.
     assert 10e6 < sum(plan.held[name] for name in ("weights", "gradients", "optimizer")) < 15e6
     assert 0 < plan.held["critic"] < 0.5 * 12.6e6
-    assert text.memory_plan(small(lora_rank=4)).held["optimizer"] < 0.2 * plan.held["optimizer"]
-    assert text.fits(config).startswith("sppo needs 0.")
-    monkeypatch.setattr(text, "device_bytes", lambda n: 2**20)
+    assert text_memory.memory_plan(small(lora_rank=4)).held["optimizer"] < 0.2 * plan.held["optimizer"]
+    assert text_memory.fits(config).startswith("sppo needs 0.")
+    monkeypatch.setattr(text_memory, "device_bytes", lambda n: 2**20)
     with pytest.raises(ValueError, match=r"sppo needs .* the device has 0.0 GiB"):
-        text.fits(config)
+        text_memory.fits(config)

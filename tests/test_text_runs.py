@@ -23,6 +23,7 @@ from test_resume import kill_at_file_operation
 from sppo.experiments import text
 from sppo.experiments.config import RunConfig, read_config
 from sppo.experiments.domains import make_agents, resolve
+from sppo.experiments.responses import FirstPrediction
 from sppo.experiments.run import load_run, run
 from sppo.llm.policy import TextPolicy, load_model
 from sppo.llm.tokenizer import load_tokenizer
@@ -117,17 +118,17 @@ def test_killed_at_random_file_operations(agent: str, whole: dict[str, Path], tm
 
 def test_a_critic_begins_at_the_success_rate_and_its_price_is_counted(tmp_path: Path) -> None:
     agent = make_agents([resolve(SMALL)])[0]
-    first = text._FirstPrediction(None)
+    first = FirstPrediction(None)
     first.on_training_start(agent)
     tokens = agent.sampler.counts["env_steps"]
     assert tokens > 8 and agent.sampler.counts["episodes"] == 8
     traj = agent.sampler.rollout(np.arange(6))
     values = agent.critic.value(traj)
     assert values.std() == 0 and 0.05 < values[0] < 0.95
-    text._FirstPrediction(0.3).on_training_start(agent)
+    FirstPrediction(0.3).on_training_start(agent)
     assert agent.critic.value(traj)[0] == pytest.approx(0.3)
     ppo = make_agents([resolve(replace(SMALL, agent="ppo"))])[0]
-    text._FirstPrediction(0.3).on_training_start(ppo)
+    FirstPrediction(0.3).on_training_start(ppo)
     assert ppo.critic.values(traj)[0, 0] == pytest.approx(0.3), "squared error: no logit"
 
 

@@ -1,0 +1,90 @@
+"""What a run on text has besides its agent's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sppo.experiments.config import RunConfig
+from sppo.experiments.settings import make
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """What a run on text has besides its agent's settings."""
+
+    max_completion_length: int = 512
+    """Token budget of a response, stop token included; part of the task."""
+    max_prompt_length: int | None = None
+    """Longer prompts are left out, with a warning; by default those that leave no room for a response."""
+    temperature: float = 1.0
+    """Of sampling, in training and evaluation alike."""
+    critic: str = "policy"
+    """The model whose body the critic starts from: the policy's, or another that reads the same tokens."""
+    critic_layers: int | None = None
+    """How many of its layers the critic keeps, from the first."""
+    critic_kind: Literal["full", "lora", "head"] = "full"
+    """What of the critic learns: all of it, adapters and its head, or the head alone."""
+    critic_start: float | None = None
+    """The return that the critic predicts before it has learned; by default the mean of a first batch of responses,
+    whose cost counts."""
+    lora_rank: int | None = None
+    """Of adapters, which then learn in place of the policy; None: all of the policy learns."""
+    lora_alpha: float = 32.0
+    """How much the adapters count."""
+    eval_task: str | None = None
+    """Evaluate on the test prompts of another task."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products; weights and optimiser stay in float32."""
+    threads: int | None = None
+    """Of the process; by default one per processor. The last digits of results depend on it."""
+    engine: Literal["hf", "vllm", "vllm-server"] = "hf"
+    """What generates: the policy itself, or vLLM with a copy of its weights, beside it or in a process of its own."""
+    generation_batch_size: int = 256
+    """Responses generated side by side."""
+    kv_cache_gib: float | None = None
+    """Memory for vLLM's keys and values; by default 1 on a CPU, and on a GPU what `gpu_memory_utilization` leaves."""
+    gpu_memory_utilization: float = 0.5
+    """The share of a GPU's memory that vLLM may take; between rollouts it gives it back."""
+    engine_devices: str | None = None
+    """GPUs of vLLM's server, as in CUDA_VISIBLE_DEVICES; by default it is on the policy's."""
+    n_completions: int = 8
+    """Responses written to completions.jsonl at every update and evaluation."""
+    ranks: int | None = None
+    """Processes that share the run, as many as torchrun starts; None without it."""
+    checkpointing: bool = False
+    """In a shared run, keep only the inputs of layers for the backward pass."""
+    offload: bool = False
+    """In a shared run, keep weights, gradients and Adam's moments in the memory of the CPU."""
+    shard_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In a shared run, of arithmetic and gathered weights; the engine's own copy is a step wider, so that
+    log-probabilities are recomputed."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_completion_length",
+            "max_prompt_length",
+            "critic_layers",
+            "threads",
+            "generation_batch_size",
+            "lora_rank",
+            "lora_alpha",
+        ):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
+        if self.kv_cache_gib is not None and not self.kv_cache_gib > 0:
+            raise ValueError(f"kv_cache_gib must be positive, got {self.kv_cache_gib}")
+        if self.critic_start is not None and not 0 < self.critic_start < 1:
+            raise ValueError(f"critic_start must be in (0, 1), got {self.critic_start}")
+        if self.critic_kind == "lora" and self.lora_rank is None:
+            raise ValueError("critic_kind lora needs lora_rank, which is of its adapters too")
+        for name, plain in (("checkpointing", False), ("offload", False), ("shard_dtype", "float32")):
+            if self.ranks is None and getattr(self, name) != plain:
+                raise ValueError(f"{name} is of runs that ranks share: start this one with torchrun")
+
+
+def text_config(config: RunConfig) -> TextConfig:
+    """Of a run's config."""
+    return make(TextConfig, config.text)

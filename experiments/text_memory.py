@@ -1,0 +1,77 @@
+"""The memory plan of a run on text, and whether the device has it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from sppo.agents import AGENTS
+from sppo.experiments.config import RunConfig
+from sppo.experiments.memory import Plan, Setting, check_fits, device_bytes
+from sppo.experiments.memory import plan as plan_memory
+from sppo.experiments.prompts import training_task
+from sppo.experiments.ranks import started_here
+from sppo.experiments.shapes import Shape, shape_of
+from sppo.experiments.text_config import text_config
+from sppo.llm.sources import find_model
+from sppo.llm.tokenizer import encode_prompt, load_tokenizer
+
+
+def memory_plan(config: RunConfig) -> Plan:
+    """What each rank of a resolved config's run will hold.
+
+    Raises:
+        ValueError: if the model's shape cannot be known without loading it.
+    """
+    text, settings, source = text_config(config), config.settings, find_model(config.start)
+    size = text.ranks or 1
+    n = settings["episodes_per_update"]
+    rows = min(n, settings["microbatch_size"] or -(-n // settings["n_minibatches"]))
+    tokenizer = load_tokenizer(source)
+    some = [len(encode_prompt(tokenizer, p.prompt)) for p in training_task(config).prompts("train")[:256]]
+    setting = Setting(
+        ranks=size,
+        rows=-(-rows // size),
+        value_rows=-(-(n if text.ranks is None else rows) // size),
+        generated=min(text.generation_batch_size, -(-n // size)),
+        prompt=max(some) if text.max_prompt_length is None else min(max(some), text.max_prompt_length),
+        response=text.max_completion_length,
+        dtype=text.shard_dtype if text.ranks else text.dtype,
+        checkpointing=text.checkpointing,
+        offload=text.offload,
+        lora=text.lora_rank,
+        critic=text.critic_kind,
+        critic_lora=text.lora_rank or 1,
+        reference=settings["kl_coef"] > 0 or AGENTS[config.agent].needs_reference,
+        engine="hf" if text.engine == "hf" else "vllm",
+        kv_cache_gib=text.kv_cache_gib,
+        on_gpu=torch.cuda.is_available(),
+    )
+    policy = _shape(config.start)
+    critic = policy if text.critic == "policy" else _shape(text.critic)
+    critic = dataclasses.replace(critic, layers=min(critic.layers, text.critic_layers or critic.layers))
+    sees = AGENTS[config.agent].critic_sees
+    return plan_memory(policy, setting, sees, None if critic == policy else critic, name=config.agent)
+
+
+def _shape(model: str) -> Shape:
+    try:
+        return shape_of(model)
+    except ValueError:
+        return shape_of(find_model(model))
+
+
+def fits(config: RunConfig) -> str:
+    """What a resolved config's run needs and what there is, in words.
+
+    Raises:
+        ValueError: if the device has less.
+    """
+    try:
+        plan = memory_plan(config)
+    except ValueError as error:
+        return f"memory is not planned: {error}"
+    there = device_bytes(started_here())
+    check_fits(plan, there)
+    return f"{config.agent} needs {plan.peak / 2**30:.2f} GiB per rank, the device has {there / 2**30:.2f} GiB"
