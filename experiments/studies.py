@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from scipy.stats import binom
 
 from sppo.experiments.compare import Job, execute
 from sppo.experiments.config import RunConfig
@@ -93,13 +94,8 @@ def _rates() -> Iterator[Named]:
 
 
 def chain_goal(horizon: int, success: float) -> int:
-    """The goal that a walk with even odds from position 0 to 4 reaches with a probability nearest to this."""
-    from sppo.envs import SparseChain
-
-    def start(goal: int) -> float:
-        return float(SparseChain(horizon=horizon, goal=goal).value(0.5, range(5), 0).mean())
-
-    return min(range(1, horizon + 1), key=lambda goal: abs(start(goal) - success))
+    """The goal that a walk with even odds from position 2, the mean of the starts, reaches about so often."""
+    return 2 + max(1, round(binom.isf(success, horizon, 0.5)))
 
 
 def _chain_map() -> Iterator[Named]:
