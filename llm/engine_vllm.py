@@ -11,6 +11,7 @@ import contextlib
 import copy
 import importlib.util
 import logging
+import math
 import os
 import random
 import socket
@@ -69,6 +70,7 @@ class VLLMEngine:
             leaves.
         gpu_memory_utilization: the share of a GPU's memory that vLLM may take.
         devices: the server's own GPUs, as in CUDA_VISIBLE_DEVICES; by default it is on the policy's.
+        device: where the policy learns; by default where it is now.
         tolerance: of the probe after each sync, in nats.
 
     Raises:
@@ -90,18 +92,20 @@ class VLLMEngine:
         kv_cache_gib: float | None = None,
         gpu_memory_utilization: float = 0.5,
         devices: str | None = None,
+        device: torch.device | None = None,
         tolerance: float | None = None,
     ) -> None:
         require_vllm()
         if devices is not None and not server:
             raise ValueError(f"devices={devices!r} are a server's: within its process, vLLM is on the trainer's GPU")
         self.policy, self.server, self.devices = policy, server, devices
+        self.device = policy.device if device is None else device
         self.stops = stop_tokens(policy.tokenizer, stop_token_ids)
         products: Any = getattr(policy.model.base_model, "products", torch.float32)
         self.dtype: torch.dtype = dtype or products
         self.lora = getattr(policy.model, "lora", None)
         self.tolerance = TOLERANCE[self.dtype] if tolerance is None else tolerance
-        on_gpu = policy.device.type == "cuda"
+        on_gpu = self.device.type == "cuda"
         self.transfer = None if not (server and on_gpu) else "ipc" if devices is None else "nccl"
         self.options: dict[str, Any] = {
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -120,6 +124,8 @@ class VLLMEngine:
             self.options["gpu_memory_utilization"] = gpu_memory_utilization
         if self.lora is not None:
             self.options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _at_least(self.lora.rank)}
+        if "RANK" in os.environ and not server:  # else each rank's vLLM would be on the first GPU
+            self.options["distributed_executor_backend"] = "external_launcher"
         self._start()
 
     def _start(self) -> None:
@@ -144,10 +150,11 @@ class VLLMEngine:
                 self._holder.outlive()
 
     def _environment(self) -> dict[str, str]:
+        if self.devices is not None:
+            return {"CUDA_VISIBLE_DEVICES": self.devices}
         if self.transfer is None:
             return {}
-        own = torch.cuda.get_device_properties(self.policy.device).uuid
-        return {"CUDA_VISIBLE_DEVICES": f"GPU-{own}" if self.devices is None else self.devices}
+        return {"CUDA_VISIBLE_DEVICES": f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"}
 
     def close(self) -> None:
         """End the server, if there is one."""
@@ -220,7 +227,7 @@ class VLLMEngine:
         self._synced = present
 
     def _weights(self) -> Weights:
-        return Weights(self.policy, self.dtype)
+        return Weights(self.policy, self.dtype, self.device)
 
     def _send(self) -> None:
         if self.lora is not None:
@@ -282,7 +289,9 @@ def gpu_sender(transfer: str, weights: Weights, call: Callable[..., Any], world_
         def finish_weight_update(self, version: str | None = None) -> None:
             call("llm_method", "finish_weight_update", version)
 
-    info: Any = IPCTrainerInitInfo(rank=0)
+    largest = max(w.dtype.itemsize * math.prod(w.shape) for w in weights.metadata())
+    # Through one buffer, which must hold the largest: else all weights would be on the GPU twice.
+    info: Any = IPCTrainerInitInfo(rank=0, packed=True, packed_buffer_size_bytes=max(largest, 2**28))
     if transfer == "nccl":
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]

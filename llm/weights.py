@@ -36,17 +36,18 @@ class Weight(NamedTuple):
 
 
 class Weights:
-    """A policy's weights by name, in the engine's type, each made whole when its turn comes. vLLM's WeightSource."""
+    """A policy's weights by name, in the engine's type, each made whole when its turn comes, on the device from which
+    it is sent. vLLM's WeightSource."""
 
-    def __init__(self, policy: TextPolicy, dtype: torch.dtype) -> None:
-        self.policy, self.dtype = policy, dtype
+    def __init__(self, policy: TextPolicy, dtype: torch.dtype, device: torch.device) -> None:
+        self.policy, self.dtype, self.device = policy, dtype, device
 
     def metadata(self) -> list[Weight]:
         return [Weight(name, self.dtype, tuple(p.shape)) for name, p in self._named()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name, p in self._named():
-            yield name, getattr(p, "full_tensor", lambda p=p: p)().detach().to(self.dtype)
+            yield name, getattr(p, "full_tensor", lambda p=p: p)().detach().to(self.device, self.dtype)
 
     def _named(self) -> Iterator[tuple[str, Any]]:
         for name, p in self.policy.model.named_parameters(remove_duplicate=False):
