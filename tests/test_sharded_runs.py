@@ -3,14 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +11,16 @@ import torch
 
 pytest.importorskip("peft", reason="needs the extra sppo[lora]")
 
+from launched import CLI, TRAIN, done, torchrun
 from safetensors.torch import load_file
-from small_runs import assert_looks_whole, assert_same_run, records, sppo
+from small_runs import assert_looks_whole, records, sppo
 
 from sppo.experiments import text_memory
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import make_agents, resolve
 from sppo.llm.sources import find_model
 
-CLI = ("-m", "sppo.experiments.cli")
 ALIKE = (str(Path(__file__).with_name("sharded_cli.py")),)
-TRAIN = (
-    "train --task arithmetic --task-options terms [2,4] operands [1,20] train_size 40 test_size 12 "
-    "--episodes 56 --evals 2 --eval-episodes 8 "
-    "--settings episodes_per_update 8 n_minibatches 2 learning_rate 1e-4 critic_learning_rate 1e-4 "
-    "--checkpoint-freq 1 --text max_completion_length 12 critic_layers 1 n_completions 3"
-).split()
-"""Six updates, each with a checkpoint."""
-
-
-@contextmanager
-def ranks(n: int, program: tuple[str, ...], *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A program under torchrun; whatever it started is gone afterwards."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    launcher = subprocess.Popen(
-        [*torchrun, *program, *map(str, arguments)],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        yield launcher
-    finally:
-        launcher.kill()  # the ranks end with it
-        launcher.wait()
-
-
-def done(n: int, program: tuple[str, ...], *arguments: object) -> str:
-    with ranks(n, program, *arguments) as launcher:
-        said, _ = launcher.communicate(timeout=400)
-        assert launcher.returncode == 0, said
-    return said
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run of two ranks."""
-    folder = tmp_path_factory.mktemp("shared") / "run"
-    done(2, CLI, *TRAIN, "--out", folder)
-    return folder
 
 
 @pytest.mark.slow
@@ -77,7 +28,7 @@ def test_two_ranks_leave_what_one_process_leaves(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     alone = sppo(*TRAIN, "--out", one)
     assert alone.returncode == 0, alone.stderr
-    assert f"{two}: success" in done(2, ALIKE, *TRAIN, "--out", two)
+    assert f"{two}: success" in done(*torchrun(2, *ALIKE), *TRAIN, "--out", two)
     assert_looks_whole(two)
     for name in ("progress.jsonl", "evals.jsonl"):
         ours, theirs = records(two / name), records(one / name)
@@ -97,48 +48,9 @@ def test_two_ranks_leave_what_one_process_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_run_which_goes_on_alike(shared: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with ranks(2, CLI, *TRAIN, "--out", folder) as launcher:
-        deadline = time.monotonic() + 300
-        while not (folder / "checkpoints" / "00000001").exists():
-            assert time.monotonic() < deadline and launcher.poll() is None
-            time.sleep(0.05)
-        listed = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True)
-        os.kill(max(map(int, listed.stdout.split())), signal.SIGKILL)
-        said, _ = launcher.communicate(timeout=100)
-        assert launcher.returncode != 0 and "SIGKILL" in said
-    assert not (folder / "result.json").exists()
-    done(2, CLI, *TRAIN, "--out", folder, "--resume")
-    assert_looks_whole(folder)
-    for part in ("", "ranks/1"):
-        last, other = (sorted((run / part / "checkpoints").iterdir())[-1] for run in (folder, shared))
-        assert last.name == other.name
-        ours, theirs = (load_file(c / "agent.safetensors") for c in (last, other))
-        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-    assert_same_run(folder, shared)
-    ours, theirs = ((run / "model" / "model.safetensors").read_bytes() for run in (folder, shared))
-    assert ours == theirs
-
-
-@pytest.mark.slow
-def test_another_number_of_ranks_is_refused_in_one_line(shared: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(shared, folder)
-    (folder / "result.json").unlink()
-    with ranks(1, CLI, *TRAIN, "--out", folder, "--resume") as launcher:
-        said, _ = launcher.communicate(timeout=200)
-    assert launcher.returncode != 0
-    (line,) = [line for line in said.splitlines() if "sppo: " in line]
-    assert f"{folder} holds another run: it is shared by 2 ranks, not by 1" in line
-    alone = sppo(*TRAIN, "--out", folder, "--resume")
-    assert alone.returncode == 1 and "it is shared by 2 ranks, not by no" in alone.stderr
-
-
-@pytest.mark.slow
 def test_ranks_share_a_run_with_adapters(tmp_path: Path) -> None:
     more = ["lora_rank", 4, "critic_kind", "lora", "checkpointing", "true"]
-    done(2, CLI, *TRAIN, *more, "--out", tmp_path / "run")
+    done(*torchrun(2, *CLI), *TRAIN, *more, "--out", tmp_path / "run")
     assert {"config.json", "model.safetensors", "adapter"} <= {p.name for p in (tmp_path / "run/model").iterdir()}
     saved = load_file(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1] / "agent.safetensors")
     learned = [name for name in saved if name.startswith(("policy/", "critic/"))]
