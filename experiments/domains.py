@@ -12,8 +12,9 @@ from sppo.agents.callbacks import Callback
 from sppo.agents.presets import PRESETS
 from sppo.experiments.config import RunConfig
 from sppo.experiments.runlog import RunLog
-from sppo.experiments.settings import make, unknown
+from sppo.experiments.settings import make
 from sppo.experiments.tasks import TEXT, task
+from sppo.llm.tasks.names import unknown
 
 
 class Domain(Protocol):

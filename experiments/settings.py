@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
+
+from sppo.llm.tasks.names import unknown
 
 T = TypeVar("T")
 
@@ -23,13 +24,6 @@ def json_values(options: Mapping[str, str]) -> dict[str, Any]:
             return text
 
     return {name.replace("-", "_"): value(text) for name, text in options.items()}
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """What to say of a name that is not known: the nearest that is, or all."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, 1)
-    return f"unknown {kind} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}")
 
 
 def make(kind: type[T], values: Mapping[str, Any], what: str = "setting") -> T:

@@ -18,8 +18,8 @@ from scipy.stats import binom
 from sppo.experiments.compare import Job, execute
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import domain, resolve
-from sppo.experiments.settings import unknown
 from sppo.experiments.tasks import TASKS, short_name, task
+from sppo.llm.tasks.names import unknown
 
 AGENTS = ("ppo", "sppo", "ppo-bce", "tracker", "reinforce", "grpo", "rloo")
 """Of the figure; PPO first, whom the others are measured against."""

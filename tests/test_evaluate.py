@@ -221,11 +221,11 @@ def test_files_are_looked_for_before_a_model_is_loaded(tmp_path: Path, monkeypat
     monkeypatch.setattr(Eval, "_load", lambda *args: pytest.fail("a model was loaded"))
     with pytest.raises(FileNotFoundError, match="aime25.*SPPO_DATA"):
         command(tmp_path / "out", task=("arithmetic", "aime25"), model="arithmetic")()
-    with pytest.raises(ValueError, match="no task 'arithmetik'"):
+    with pytest.raises(ValueError, match="unknown task 'arithmetik'"):
         command(tmp_path / "out", task=("arithmetik",))()
     with pytest.raises(ValueError, match="splits train, test, got 'dev'"):
         command(tmp_path / "out", split="dev")()
-    with pytest.raises(ValueError, match="no model 'arithmetc'"):
+    with pytest.raises(ValueError, match="unknown model 'arithmetc'"):
         command(tmp_path / "out", model="arithmetc")()
     assert not (tmp_path / "out").exists()
 

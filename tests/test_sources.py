@@ -102,7 +102,7 @@ def test_models_are_found_by_short_name_folder_file_and_hub_name(tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["arithmetik", "/no/such", "./no-such", "no/such/folder", "models/none.gguf"])
 def test_a_model_that_is_nowhere_is_refused_by_name(name):
-    with pytest.raises(ValueError, match=f"no model {name!r}.* arithmetic, smollm2.* or a folder, a .gguf file"):
+    with pytest.raises(ValueError, match=f"unknown model {name!r}; .*arithmetic.* or a folder, a .gguf file"):
         find_model(name)
 
 

@@ -139,7 +139,7 @@ def test_prompts_are_the_same_in_every_run(tmp_path: Path) -> None:
 
 
 def test_unknown_names_name_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"no task 'arithmetik': did you mean arithmetic\?"):
+    with pytest.raises(ValueError, match=r"unknown task 'arithmetik'; did you mean 'arithmetic'\?"):
         make_task("arithmetik")
     with pytest.raises(ValueError, match=r"unexpected keyword argument 'term'; its options are terms, operands"):
         make_task("arithmetic", term=3)

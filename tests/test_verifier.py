@@ -200,7 +200,7 @@ def test_reasoning_gym_tasks() -> None:
     binary = make_task("reasoning_gym:countdown", train_size=20, test_size=5, binary=True)
     assert task.score(train[0], "<answer>1</answer>").reason == binary.score(train[0], "<answer>1</answer>").reason
     assert binary.score(train[0], "<answer>1</answer>").reward == 0
-    with pytest.raises(ValueError, match="no reasoning-gym dataset 'knight_knaves': did you mean knights_knaves"):
+    with pytest.raises(ValueError, match="dataset 'knight_knaves'; did you mean 'knights_knaves'"):
         make_task("reasoning_gym:knight_knaves")
     with pytest.raises(ValueError, match="reasoning_gym:countdown does not take the options"):
         make_task("reasoning_gym:countdown", colour="red")
