@@ -205,14 +205,13 @@ def check_fits(made: Plan, device_bytes: int) -> None:
 
 
 def device_bytes(ranks_here: int = 1) -> int:
-    """Memory of this process's GPU, or its share of what the machine has free."""
+    """Memory of this process's GPU, or its share of the machine's, or of what a container may take of it."""
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    return free // ranks_here
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    container = Path("/sys/fs/cgroup/memory.max")
+    if container.exists() and (limit := container.read_text().strip()).isdigit():
+        there = min(there, int(limit))
+    return there // ranks_here

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
+from typing import Any
 
 import torch
 
@@ -24,18 +26,18 @@ def memory_plan(config: RunConfig) -> Plan:
     Raises:
         ValueError: if the model's shape cannot be known without loading it.
     """
-    text, settings, source = text_config(config), config.settings, find_model(config.start)
+    text, settings = text_config(config), config.settings
     size = text.ranks or 1
     n = settings["episodes_per_update"]
     rows = min(n, settings["microbatch_size"] or -(-n // settings["n_minibatches"]))
-    tokenizer = load_tokenizer(source)
-    some = [len(encode_prompt(tokenizer, p.prompt)) for p in training_task(config).prompts("train")[:256]]
+    task: Any = training_task(config)
+    longest = _longest_prompt(config.start, task)
     setting = Setting(
         ranks=size,
         rows=-(-rows // size),
         value_rows=-(-(n if text.ranks is None else rows) // size),
         generated=min(text.generation_batch_size, -(-n // size)),
-        prompt=max(some) if text.max_prompt_length is None else min(max(some), text.max_prompt_length),
+        prompt=min(longest, text.max_prompt_length or longest),
         response=text.max_completion_length,
         dtype=text.shard_dtype if text.ranks else text.dtype,
         checkpointing=text.checkpointing,
@@ -53,6 +55,13 @@ def memory_plan(config: RunConfig) -> Plan:
     critic = dataclasses.replace(critic, layers=min(critic.layers, text.critic_layers or critic.layers))
     sees = AGENTS[config.agent].critic_sees
     return plan_memory(policy, setting, sees, None if critic == policy else critic, name=config.agent)
+
+
+@cache
+def _longest_prompt(model: str, task: Any) -> int:
+    """Tokens, among the first few hundred."""
+    tokenizer = load_tokenizer(find_model(model))
+    return max(len(encode_prompt(tokenizer, p.prompt)) for p in task.prompts("train")[:256])
 
 
 def _shape(model: str) -> Shape:

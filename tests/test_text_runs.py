@@ -21,6 +21,7 @@ from small_runs import assert_looks_whole, assert_same_run, in_child, quiet_run,
 from test_resume import kill_at_file_operation
 
 from sppo.experiments import text
+from sppo.experiments.compare import execute
 from sppo.experiments.config import RunConfig, read_config
 from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.responses import FirstPrediction
@@ -138,10 +139,10 @@ def test_what_does_not_fit_is_refused_before_the_run(tmp_path: Path, monkeypatch
         with pytest.raises(kind, match=message):
             text.check([resolve(config)])
 
-    refused("no model 'arithmatic': did you mean arithmetic", start="arithmatic")
-    refused("no task 'gsm9k': did you mean gsm8k", env_id="text/gsm9k", env_kwargs={})
+    refused("unknown model 'arithmatic'; did you mean 'arithmetic'", start="arithmatic")
+    refused("unknown task 'gsm9k'; did you mean 'gsm8k'", env_id="text/gsm9k", env_kwargs={})
     refused("task arithmetic, options .*'<=' not supported", env_kwargs={"terms": "x"})
-    refused("no model 'nonsense'", text={"critic": "nonsense"})
+    refused("unknown model 'nonsense'; known: arithmetic", text={"critic": "nonsense"})
     refused("unknown setting 'temprature'; did you mean 'temperature'", text={"temprature": 1.0})
     refused("top_k is refused: .* the whole softmax's", text={"top_k": 50})
     refused("max_completion_length must be positive, got 0", text={"max_completion_length": 0})
@@ -161,6 +162,17 @@ def test_what_does_not_fit_is_refused_before_the_run(tmp_path: Path, monkeypatch
     (tmp_path / "dapo-math-17k.parquet").write_bytes(b"")
     monkeypatch.setenv("SPPO_DATA", str(tmp_path))
     refused("amc23", FileNotFoundError, env_id="text/amc23", start="arithmetic", env_kwargs={})
+
+
+def test_a_run_that_the_machine_cannot_hold_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "load_model", None)
+    huge = {"episodes_per_update": 4_000_000, "n_minibatches": 1, "microbatch_size": 1_000_000}
+    job = ([resolve(replace(SMALL, settings=huge))], [tmp_path / "run"])
+    with pytest.raises(ValueError, match=r"sppo needs \d{3,}\.\d GiB per rank and the device has .*activations \d{3,}"):
+        execute([job])
+    assert not (tmp_path / "run").exists()
 
 
 def test_prompts_that_leave_no_room_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
