@@ -84,15 +84,19 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def check(configs: Sequence[RunConfig]) -> None:
-    """Data files are read and prompts are encoded; models are too large to be made for a check."""
+    """Data files are read, prompts are encoded and memory is planned; models are too large to be made for a check."""
     seen = set()
     for config in configs:
         if config.text["engine"] != "hf":
             require_vllm()
+        if config.text["lora_rank"] is not None or config.text["critic_kind"] != "full":
+            import sppo.llm.lora  # noqa: F401 - which says what is missing
         key = json.dumps([config.env_id, config.env_kwargs, config.text, config.start], sort_keys=True)
         if key not in seen:
             seen.add(key)
             tokenizer = load_tokenizer(find_model(config.start))
+            if config.text["critic"] != "policy":
+                _check_tokens(config.text["critic"], tokenizer)
             splits = {"train": training_task(config).prompts("train"), "test": evaluation_prompts(config)}
             for split, prompts in splits.items():
                 if not prompts:
@@ -152,7 +156,7 @@ def make_engine(policy: TextPolicy, text: TextConfig) -> Engine:
         max_model_len=text.max_prompt_length and text.max_prompt_length + text.max_completion_length,
         kv_cache_gib=text.kv_cache_gib,
         gpu_memory_utilization=text.gpu_memory_utilization,
-        devices=text.engine_devices,
+        devices=None if text.engine_devices is None else str(text.engine_devices),
         device=None if ranks() is None else ranks().device,  # where the policy goes when it is sharded
     )
 
@@ -171,15 +175,19 @@ def _lora(text: TextConfig) -> Any:
     return LoRA(rank=text.lora_rank or 1, alpha=text.lora_alpha)
 
 
+def _check_tokens(critic: str, tokenizer: Any) -> None:
+    """Raise ValueError for a critic's model that reads other tokens than the policy writes."""
+    theirs = load_tokenizer(find_model(critic)).get_vocab()
+    if any(theirs.get(token) != i for token, i in tokenizer.get_vocab().items()):
+        raise ValueError(
+            f"the critic's model {critic} numbers its tokens otherwise than the policy's: it cannot read them"
+        )
+
+
 def _other_body(name: str, policy: TextPolicy) -> Any:
     """Another model for the critic to start from, computing as the policy does."""
-    source = find_model(name)
-    theirs, ours = load_tokenizer(source).get_vocab(), policy.tokenizer.get_vocab()
-    if any(theirs.get(token) != i for token, i in ours.items()):
-        raise ValueError(
-            f"the critic's model {name} numbers its tokens otherwise than the policy's: it cannot read them"
-        )
-    model: Any = load_model(source)
+    _check_tokens(name, policy.tokenizer)
+    model: Any = load_model(find_model(name))
     model.base_model.products = policy.model.base_model.products
     return model
 

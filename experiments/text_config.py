@@ -46,7 +46,7 @@ class TextConfig:
     """Memory for vLLM's keys and values; by default 1 on a CPU, and on a GPU what `gpu_memory_utilization` leaves."""
     gpu_memory_utilization: float = 0.5
     """The share of a GPU's memory that vLLM may take; between rollouts it gives it back."""
-    engine_devices: str | None = None
+    engine_devices: str | int | None = None
     """GPUs of vLLM's server, as in CUDA_VISIBLE_DEVICES; by default it is on the policy's."""
     n_completions: int = 8
     """Responses written to completions.jsonl at every update and evaluation."""
@@ -80,6 +80,13 @@ class TextConfig:
             raise ValueError(f"critic_start must be in (0, 1), got {self.critic_start}")
         if self.critic_kind == "lora" and self.lora_rank is None:
             raise ValueError("critic_kind lora needs lora_rank, which is of its adapters too")
+        if self.engine_devices is not None and self.engine != "vllm-server":
+            raise ValueError(f"engine_devices {self.engine_devices} are of engine vllm-server, and it is {self.engine}")
+        if self.engine_devices is not None and (self.ranks or 1) > 1:
+            raise ValueError(
+                f"engine_devices {self.engine_devices} would have to hold a server of each of the {self.ranks} ranks: "
+                "without it, each rank's is on the rank's GPU"
+            )
         for name, plain in (("checkpointing", False), ("offload", False), ("shard_dtype", "float32")):
             if self.ranks is None and getattr(self, name) != plain:
                 raise ValueError(f"{name} is of runs that ranks share: start this one with torchrun")
