@@ -41,7 +41,7 @@ class Choices(_Indexed):
     """What the policy saw and did: all that a loss reads of an episode.
 
     `inputs` is opaque to the algorithms: only the policy and the critics open it. It takes row indices, and, where the
-    policy is memoryless, (row, step) index pairs.
+    policy is memoryless, (row, step) index pairs. It may have `lengths` (B,): what is read before the first action.
     """
 
     inputs: Any
@@ -56,6 +56,11 @@ class Choices(_Indexed):
     def lengths(self) -> Tensor:
         """(B,) int64: the number of steps taken."""
         return self.valid.sum(1)
+
+    @property
+    def sizes(self) -> Tensor:
+        """(B,) int64: the steps that a network reads of each row, those before the first action included."""
+        return self.lengths + getattr(self.inputs, "lengths", 0)
 
     def choices(self) -> Choices:
         """These fields alone."""
@@ -129,8 +134,8 @@ class Experience(_Indexed):
         return self if bool(rows.all()) else self[rows.nonzero().squeeze(1)]
 
     def by_length(self) -> Experience:
-        """Rows ordered by length, so that microbatches of neighbours hold little padding."""
-        return self[torch.argsort(self.traj.lengths, stable=True)]
+        """Rows ordered by size, so that microbatches of neighbours hold little padding."""
+        return self[torch.argsort(self.traj.sizes, stable=True)]
 
 
 def join(parts: Sequence[_T]) -> _T:

@@ -25,7 +25,8 @@ class AgentConfig:
         n_minibatches: optimiser steps per pass.
         batch_size: steps per minibatch (rows, where the policy has a memory), in place of n_minibatches.
         microbatch_size: rows per forward and backward pass; no effect on the gradient.
-        microbatch_steps: or as many rows as hold so many steps, padding included; no effect on the gradient either.
+        microbatch_steps: or as many rows as hold so many steps, padding and tokens of prompts included; no effect on
+            the gradient either.
         clip_range: the probability ratio's distance from 1 at which the objective is clipped.
         clip_range_high: the same above 1, where it differs.
         ent_coef: weight of the entropy bonus.

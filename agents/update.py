@@ -145,7 +145,8 @@ def minimise(
         generator: draws the order of each pass.
         batch_size: steps (rows, where the loss is over rows) per minibatch; overrides n_minibatches.
         microbatch_size: rows per forward and backward pass, of all ranks together; None for the whole minibatch.
-        microbatch_steps: or as many rows, ordered by length, as hold so many steps when padded; at least one block.
+        microbatch_steps: or as many rows, ordered by length, as hold so many steps when padded, tokens of prompts
+            included; at least one block.
         stop: given a minibatch's averaged statistics, True ends the update before that minibatch's optimiser step.
         skip_silent: do not send rows whose advantages are all 0 through the network. They stay in the divisor, so that
             the gradient is the same, and out of the statistics. For losses whose gradient is 0 where the advantage is.
@@ -292,7 +293,7 @@ def _microbatches(
         return [minibatch]
     if block == 1:
         minibatch = minibatch.by_length()
-    lengths = minibatch.traj.lengths.tolist()
+    lengths = minibatch.traj.sizes.tolist()
     bounds, longest = [0], 0
     for first in range(0, len(lengths), block):
         end, longest = first + block, max(longest, *lengths[first : first + block])

@@ -39,13 +39,13 @@ class Engine(Protocol):
         """Take over the policy's present weights, where the engine keeps a copy; `generate` does it by itself."""
 
 
-def stop_tokens(tokenizer: Any, ids: Sequence[int] | None) -> list[int]:
-    """These ids, by default the tokenizer's.
+def stop_tokens(tokenizer: Any, ids: Sequence[int] | None = None) -> list[int]:
+    """These ids, by default all that end an answer of the model that the tokenizer was loaded with.
 
     Raises:
         ValueError: if there is none.
     """
-    stops = [tokenizer.eos_token_id] if ids is None else list(ids)
+    stops = [tokenizer.eos_token_id, *getattr(tokenizer, "other_stops", ())] if ids is None else list(ids)
     if not stops or None in stops:
         raise ValueError("no stop token: the tokenizer has none, so stop_token_ids must name one")
     return stops

@@ -61,7 +61,7 @@ class HFEngine:
 
     Args:
         policy: a TextPolicy.
-        stop_token_ids: tokens that end an answer; by default the tokenizer's.
+        stop_token_ids: tokens that end an answer; by default the model's, see `stop_tokens`.
         batch_size: prefixes generated side by side.
     """
 
@@ -69,7 +69,7 @@ class HFEngine:
 
     def __init__(self, policy: Any, *, stop_token_ids: Sequence[int] | None = None, batch_size: int = 256) -> None:
         self.policy, self.batch_size = policy, batch_size
-        self.stops = torch.tensor(stop_tokens(policy.tokenizer, stop_token_ids), device=policy.device)
+        self.stops = stop_tokens(policy.tokenizer, stop_token_ids)
 
     def sync(self) -> None:
         """The weights are the policy's own."""
@@ -118,7 +118,7 @@ class HFEngine:
             rest = len(prefix) - shared
             ids[i, width - rest :] = prefix[shared:]
             mask[i, width - rest :] = 1  # and whatever is generated after it
-        limit = torch.tensor(limits, device=device)
+        limit, stops = torch.tensor(limits, device=device), torch.tensor(self.stops, device=device)
         tokens = torch.zeros(n, longest, dtype=torch.int64, device=device)
         logprobs = torch.zeros(n, longest, device=device)
         lengths = torch.zeros(n, dtype=torch.int64, device=device)
@@ -147,7 +147,7 @@ class HFEngine:
             chosen = log_p.argmax(-1) if greedy else _draw(log_p, generator)
             tokens[rows, t] = chosen
             logprobs[rows, t] = log_p.gather(1, chosen[:, None]).squeeze(1)
-            stop = torch.isin(chosen, self.stops)
+            stop = torch.isin(chosen, stops)
             ended = alive & (stop | (limit[rows] <= t + 1))
             lengths[rows[ended]] = t + 1
             stopped[rows[ended]] = stop[ended]

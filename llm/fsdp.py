@@ -9,7 +9,6 @@ no algorithm, statistic or callback can tell how many ranks there are. llm/share
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import sys
 import threading
@@ -34,9 +33,11 @@ from torch.distributed.tensor import DTensor
 
 from sppo.agents.batch import Experience
 from sppo.agents.learners import check_gradient
+from sppo.llm.passes import moved
 from sppo.llm.policy import checkpoint_layers
 
-PASSES = ("evaluate", "loss", "value", "values")
+DIFFERENTIABLE = ("evaluate", "loss")
+PASSES = (*DIFFERENTIABLE, "value", "values")
 """Methods of policies and critics that run the network."""
 
 
@@ -211,7 +212,7 @@ def shard(module: Any, ranks: Ranks, config: ShardConfig) -> None:
     slices, a copy is sharded too, and `save_pretrained` writes the whole model, on the first rank.
     """
     blank = _blank(module)
-    body = module.model.base_model if hasattr(module, "model") else module.base
+    body = module.base
     if config.checkpointing:
         checkpoint_layers(body)
     body.whole_rows = True  # else the number of passes through a layer would depend on the rows
@@ -296,11 +297,11 @@ def _shared_out(one: Callable[..., Any], ranks: Ranks, config: ShardConfig) -> C
     """A pass that may be asked for on all ranks at once, for the same rows."""
 
     def run(traj: Any, *args: Any, **options: Any) -> Any:
-        out = one(*(_moved(x, ranks.device) for x in (traj, *args)), **options)
-        return _moved(out, torch.device("cpu"))
+        out = one(*(moved(x, ranks.device) for x in (traj, *args)), **options)
+        return moved(out, torch.device("cpu"))
 
     def call(traj: Any, *args: Any, **options: Any) -> Any:
-        if torch.is_grad_enabled() or not len(traj):
+        if (torch.is_grad_enabled() and one.__name__ in DIFFERENTIABLE) or not len(traj):
             return run(traj, *args, **options)
         each = -(-len(traj) // ranks.size)
         mine = (torch.arange(each) * ranks.size + ranks.rank) % len(traj)  # equally many for all: some rows twice
@@ -320,14 +321,3 @@ def _interleaved(mine: Tensor, ranks: Ranks) -> Tensor:
     parts = [torch.empty_like(here) for _ in range(ranks.size)]
     dist.all_gather(parts, here)
     return torch.stack(parts, 1).flatten(0, 1).to(mine.device)
-
-
-def _moved(x: Any, device: torch.device) -> Any:
-    """Tensors, alone or in dataclasses and tuples, on a device."""
-    if isinstance(x, Tensor):
-        return x.to(device)
-    if isinstance(x, tuple):
-        return tuple(_moved(y, device) for y in x)
-    if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        return type(x)(**{f.name: _moved(getattr(x, f.name), device) for f in dataclasses.fields(x)})
-    return x

@@ -95,9 +95,12 @@ def merged(model: nn.Module) -> Any:
 
 
 def adapter(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The adapters' tensors and configuration, as PEFT and vLLM read them from a folder."""
+    """The adapters' tensors and configuration, as PEFT and vLLM read them from a folder.
+
+    Of a sharded model each rank gets them whole; all must call.
+    """
     tensors = {
-        f"base_model.model.{name.replace(f'.{NAME}', '')}": p.detach()
+        f"base_model.model.{name.replace(f'.{NAME}', '')}": getattr(p, "full_tensor", lambda p=p: p)().detach()
         for name, p in model.named_parameters()
         if "lora_" in name
     }
@@ -116,7 +119,7 @@ def adapter(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json`."""
+    """Write `adapter_model.safetensors` and `adapter_config.json`; of a sharded model, on every rank, all at once."""
     tensors, config = adapter(model)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter_model.safetensors", {k: v.cpu().clone() for k, v in tensors.items()})

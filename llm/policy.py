@@ -1,4 +1,4 @@
-"""Causal language models as policies, and transformers with a scalar head as critics."""
+"""Causal language models as policies."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaF
 from transformers.utils import logging as transformers_logging
 
 from sppo.agents.batch import Choices, Rows
-from sppo.agents.losses import ValueLossName, from_units_of_return, in_units_of_return, value_loss
+from sppo.llm.limits import LOGITS, SHORT
+from sppo.llm.passes import a_pass, device_of
 
-LOGITS = 2**22  # held at a time: 16 MB
-SHORT = 128  # tokens up to which, on a CPU, plain attention is faster than the fused kernel and its memory small
 SHARED = 8  # tokens from which on a beginning that all rows share is worth a pass of its own
 
 
@@ -107,18 +106,28 @@ class TextPolicy(nn.Module):
         model.eval()  # no dropout: recomputed log-probabilities must equal the sampled ones
 
     @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
+    def base(self) -> Any:
+        """The model without its output layer."""
+        return self.model.base_model
 
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.base)
+
+    def reads(self, traj: Choices) -> Tensor:
+        """(B,) tokens of each row in one pass."""
+        return traj.sizes
+
+    @a_pass
     def evaluate(self, traj: Choices, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (B, T) of the tokens, 0 where not valid."""
         rows, cols = traj.valid.nonzero(as_tuple=True)
         lengths = traj.inputs.lengths
-        states, shared = hidden_states(self.model.base_model, sequences(traj), lengths)
+        states, shared = hidden_states(self.base, sequences(traj), lengths)
         hidden = states[rows, lengths[rows] - 1 - shared + cols]  # (N, D)
         tokens = traj.actions[rows, cols]
         chunk = max(1, LOGITS // self.model.get_output_embeddings().weight.shape[0])
-        with products(self.model.base_model):
+        with products(self.base):
             parts = [
                 checkpoint(self._chunk, h, t, entropy, use_reentrant=False)
                 for h, t in zip(hidden.split(chunk), tokens.split(chunk), strict=True)
@@ -202,11 +211,14 @@ def checkpoint_layers(base: Any) -> None:
 
 
 def choose_attention(base: Any, length: int) -> None:
-    """The faster attention for rows of this length; on other devices, and for bodies of no policy, as it is."""
+    """The faster attention for rows of this length; on other devices, and for bodies of no policy, as it is.
+
+    For a backward pass plain attention would keep the probabilities of all pairs of tokens.
+    """
     own = getattr(base, "fused", None)
-    if own is None or next(base.parameters()).device.type != "cpu":
+    if own is None or device_of(base).type != "cpu":
         return
-    wanted = "eager" if length <= SHORT else own
+    wanted = "eager" if length <= SHORT and not torch.is_grad_enabled() else own
     if base.config._attn_implementation != wanted:
         base.set_attn_implementation(wanted)
 
@@ -214,67 +226,7 @@ def choose_attention(base: Any, length: int) -> None:
 def products(base: Any) -> torch.autocast:
     """In this context, matrix products are of the type that the body's policy was given."""
     dtype = getattr(base, "products", torch.float32)
-    device = next(base.parameters()).device.type
-    return torch.autocast(device, dtype, enabled=dtype != torch.float32)
-
-
-class _TextCritic(nn.Module):
-    memoryless = False
-
-    def __init__(self, base: Any, *, value_loss: ValueLossName) -> None:
-        super().__init__()
-        self.base, self.value_loss = base, value_loss
-        self.head = nn.Linear(base.config.hidden_size, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def start_at(self, value: float) -> None:
-        """Predict this return everywhere until trained; far off it, early advantages would all have one sign."""
-        with torch.no_grad():
-            self.head.weight.zero_()
-            self.head.bias.fill_(from_units_of_return(value, self.value_loss))
-
-    def _score(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden).squeeze(-1).float()
-
-
-class TextStartCritic(_TextCritic):
-    """V(s_0): a transformer that reads the prompt alone, with a scalar head at its last token."""
-
-    def value(self, traj: Choices) -> Tensor:
-        """(B,), in units of return."""
-        with torch.no_grad():
-            return in_units_of_return(self._read(traj), self.value_loss)
-
-    def loss(self, traj: Choices, targets: Tensor) -> Tensor:
-        """(B, 1) against targets (B, 1)."""
-        return value_loss(self._read(traj)[:, None], targets, self.value_loss, type(self).__name__)
-
-    def _read(self, traj: Choices) -> Tensor:
-        lengths = traj.inputs.lengths
-        ids = traj.inputs.ids[:, : int(lengths.max())]
-        states, shared = hidden_states(self.base, ids, lengths)
-        return self._score(states[torch.arange(len(ids)), lengths - 1 - shared])
-
-
-class TextStepCritic(_TextCritic):
-    """V(s_t) of every prefix."""
-
-    def values(self, traj: Choices) -> Tensor:
-        """(B, T + 1), in units of return."""
-        with torch.no_grad():
-            return in_units_of_return(self._read(traj, traj.valid.shape[1] + 1), self.value_loss)
-
-    def loss(self, traj: Choices, targets: Tensor) -> Tensor:
-        """(B, T) against targets (B, T)."""
-        return value_loss(self._read(traj, traj.valid.shape[1]), targets, self.value_loss, type(self).__name__)
-
-    def _read(self, traj: Choices, n: int) -> Tensor:
-        lengths = traj.inputs.lengths
-        states, shared = hidden_states(self.base, sequences(traj), lengths)
-        scores = self._score(states)  # (B, L - shared)
-        at = lengths[:, None] - 1 - shared + torch.arange(n, device=scores.device)
-        return scores.gather(1, at.clamp(max=scores.shape[1] - 1))
+    return torch.autocast(device_of(base).type, dtype, enabled=dtype != torch.float32)
 
 
 def critic_base(
@@ -293,7 +245,6 @@ def critic_base(
         raise ValueError(f"the layers of {type(base).__name__} cannot be told apart: critic_layers must be left out")
     if layers is not None and layers < len(base.layers):
         base.layers = base.layers[:layers]
-        base.config = copy.deepcopy(base.config)
         base.config.num_hidden_layers = layers
     for parameter in base.parameters():
         parameter.grad = None

@@ -16,12 +16,12 @@ from torch.nn.utils.rnn import pad_sequence
 from sppo.agents.batch import Rows, Trajectories
 from sppo.agents.losses import ValueLossName
 from sppo.agents.protocols import Snapshot
+from sppo.llm.critics import TextStartCritic, TextStepCritic
 from sppo.llm.engine import Completion, Engine
-from sppo.llm.policy import Prefixes, TextPolicy, TextStartCritic, TextStepCritic, critic_base
+from sppo.llm.policy import Prefixes, TextPolicy, critic_base
 from sppo.llm.tokenizer import encode_prompt
 
 Array = NDArray[Any]
-TOKENS = 2**15  # in one pass, where log-probabilities are recomputed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,12 +179,8 @@ class TextSampler:
 
     def _recomputed(self, traj: Trajectories, greedy: bool) -> Trajectories:
         """With the policy's own log-probabilities, and beside them those of the copy that sampled."""
-        longest_first = torch.argsort(traj.inputs.lengths + traj.lengths, descending=True)
-        width = int((traj.inputs.lengths + traj.lengths).max())
-        logprobs = torch.zeros_like(traj.logprobs)
         with torch.no_grad():
-            for rows in longest_first.split(max(1, TOKENS // width)):
-                logprobs[rows] = self.policy.evaluate(traj.choices()[rows])[0].to(logprobs)
+            logprobs = self.policy.evaluate(traj)[0].to(traj.logprobs)
         # A greedy token is not drawn, so no ratio could make up for it.
         return replace(traj, logprobs=logprobs, behaviour_logprobs=logprobs if greedy else traj.logprobs)
 

@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from sppo.llm.engine import stop_tokens
 from sppo.llm.sources import find_model
 from sppo.llm.tasks import make_task
 from sppo.llm.tokenizer import encode_prompt, load_tokenizer
@@ -58,7 +59,7 @@ class TextEnv(gym.Env[Observation, Any]):
         self.task = make_task(task, **(task_options or {})) if isinstance(task, str) else task
         self.tokenizer = load_tokenizer(find_model(tokenizer)) if isinstance(tokenizer, str) else tokenizer
         self.render_mode = render_mode
-        self.horizon = max_completion_length
+        self.horizon, self.stops = max_completion_length, stop_tokens(self.tokenizer)
         self.prompts = list(self.task.prompts(split) if prompts is None else prompts)
         if not self.prompts:
             raise ValueError(f"the task has no prompts in its split {split!r}")
@@ -179,7 +180,7 @@ def observe(env: TextEnv, index: int, written: list[int]) -> Observation:
 
 def is_over(env: TextEnv, written: list[int]) -> bool:
     """A stop token came, or the budget's end."""
-    return written[-1] == env.tokenizer.eos_token_id or len(written) == env.horizon
+    return written[-1] in env.stops or len(written) == env.horizon
 
 
 def spelled(env: TextEnv, written: list[int]) -> str:

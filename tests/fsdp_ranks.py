@@ -26,7 +26,7 @@ from sppo.agents.storage import restore_agent
 from sppo.llm.engine import Completion
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.fsdp import FSDPLearner, Ranks, ShardConfig, join, whole_weights
-from sppo.llm.lora import LoRA, lora_critic_base, lora_policy
+from sppo.llm.lora import LoRA, lora_critic_base, lora_policy, save_adapter
 from sppo.llm.policy import critic_base
 from sppo.llm.sampler import TextSampler
 from sppo.llm.shared import SharedEngine, SharedTask
@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
         "ent_coef": 0.01,
         "shards": {"checkpointing": True, "rows": 2},
     },
+    "sppo float32, a few tokens at a time": {"agent": "sppo", "dtype": "float32", "microbatch_steps": 20},
     "sppo, adapters of both": {"agent": "sppo", "lora": True, "shards": {"checkpointing": True}},
     "grpo, of whose groups few carry a signal": {"agent": "grpo", "num_generations": 2, "episodes_per_update": 8},
     "dpo, whose pairs stay together, against a reference": {
@@ -160,6 +161,14 @@ def resumed(ranks: Ranks, folder: Path, **case: Any) -> dict[str, bool]:
     }
 
 
+def exported(ranks: Ranks, folder: Path) -> None:
+    """Adapters after an update: written by each rank for its engine, and by the first as a model."""
+    agent = make_agent(ranks, agent="sppo", lora=True, dtype="float32")
+    agent.train_once()
+    save_adapter(agent.policy.model, folder / f"adapter{ranks.rank}")
+    agent.policy.save_pretrained(folder / "merged")
+
+
 def sampled(ranks: Ranks) -> dict[str, Any]:
     """One update in bfloat16 with a real engine, and what it and its ranks then say of the same responses."""
     policy = toy_policy(spread=4.0)
@@ -210,6 +219,7 @@ def main(folder: Path) -> None:
     told = ranks.gather(resumed(ranks, folder, agent="ppo"))
     if ranks.first:
         (folder / "resumed.json").write_text(json.dumps(told))
+    exported(ranks, folder)
     told = ranks.gather(sampled(ranks))
     if ranks.first:
         (folder / "sampled.json").write_text(json.dumps(told))

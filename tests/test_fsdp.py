@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sppo.agents.learners import LocalLearner
+from sppo.llm.lora import adapter
 from sppo.llm.policy import TextPolicy, load_model
 from sppo.llm.tokenizer import load_tokenizer
 
@@ -98,6 +99,24 @@ def test_ranks_go_on_from_their_slices_and_export_the_whole_model(trained: Path)
     train(agent, 3)
     for name, weight in agent.policy.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_adapters_of_ranks_are_written_whole(trained: Path) -> None:
+    """By every rank for its own engine, as one process would; and by the first as the merged model."""
+    agent = make_agent(None, agent="sppo", lora=True, dtype="float32")
+    fresh = {name: p.clone() for name, p in agent.policy.model.named_parameters() if "lora_" in name}
+    agent.train_once()
+    want, _ = adapter(agent.policy.model)
+    for folder in (trained / "adapter0", trained / "adapter1", trained / "merged" / "adapter"):
+        there = load_file(folder / "adapter_model.safetensors")
+        assert there.keys() == want.keys() and len(want) == len(fresh)
+        for name, tensor in want.items():
+            torch.testing.assert_close(there[name], tensor, rtol=0, atol=1e-5)
+    assert max(float((p - fresh[n]).abs().max()) for n, p in agent.policy.model.named_parameters() if n in fresh) > 1e-3
+    merged = TextPolicy(load_model(str(trained / "merged")), load_tokenizer(str(trained / "merged")))
+    traj = agent.sampler.rollout(agent.sampler.starts(5))
+    torch.testing.assert_close(merged.evaluate(traj)[0], agent.policy.evaluate(traj)[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def test_the_policys_own_logprobs_are_in_the_rollout_and_the_copys_beside_them(m
         with torch.no_grad():
             torch.testing.assert_close(policy.evaluate(whole)[0], got, atol=1e-5, rtol=0)
     assert (whole.logprobs - whole.behaviour_logprobs).abs().max() > 0.01
-    monkeypatch.setattr("sppo.llm.sampler.TOKENS", 25)  # a few rows at a time
+    monkeypatch.setattr("sppo.llm.passes.TOKENS", 25)  # a few rows at a time
     again = sampler().rollout(np.arange(10))
     torch.testing.assert_close(again.logprobs, whole.logprobs, atol=1e-5, rtol=0)
 

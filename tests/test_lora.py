@@ -131,7 +131,8 @@ def test_a_reference_is_the_policy_before_it_learned() -> None:
     sampler = sampler_of()
     agent = SPPO(sampler, episodes_per_update=8, learning_rate=1e-2, kl_coef=0.01)
     traj = sampler.rollout(sampler.starts(6))
-    before = agent.policy.evaluate(traj)[0].detach()
+    with torch.no_grad():
+        before = agent.policy.evaluate(traj)[0]
     for _ in range(2):
         agent.train_once()
     assert torch.equal(agent.ref_logprobs(traj), before)

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
 
 from fake_text import ToyPrompt, ToyScore, ToyTask, toy_policy, toy_sampler
+from tokenizers import processors
 
 from sppo.agents import AGENTS, PPO, SPPO, Tracker
 from sppo.agents.batch import Experience
@@ -19,9 +20,10 @@ from sppo.agents.learners import LocalLearner
 from sppo.agents.losses import aggregation_weights
 from sppo.agents.update import PolicyLoss, minimise
 from sppo.llm import policy as policy_module
-from sppo.llm.engine import Completion
+from sppo.llm.engine import Completion, stop_tokens
 from sppo.llm.engine_hf import HFEngine, _draw
 from sppo.llm.policy import TextPolicy, critic_base, load_model, products, tiny_model
+from sppo.llm.sources import find_model
 from sppo.llm.text_env import TextEnv
 from sppo.llm.tokenizer import character_tokenizer, encode_prompt, load_tokenizer
 
@@ -94,15 +96,90 @@ def test_products_in_bfloat16_leave_weights_and_gradients_in_float32():
         assert torch.is_autocast_enabled("cpu"), "a critic's body computes as its policy does"
 
 
-def test_long_rows_have_fused_attention_and_short_ones_the_same_values(monkeypatch):
+def test_plain_attention_is_of_short_rows_outside_autograd_and_gives_the_same_values(monkeypatch):
     sampler = toy_sampler(toy_policy(spread=3))
     traj = sampler.rollout(np.arange(16))
-    short, _ = sampler.policy.evaluate(traj)
-    assert sampler.policy.model.config._attn_implementation == "eager"
+    config = sampler.policy.model.config
+
+    @torch.no_grad()
+    def outside():
+        return sampler.policy.evaluate(traj)[0]
+
+    short = outside()
+    assert config._attn_implementation == "eager"
+    differentiable, _ = sampler.policy.evaluate(traj)
+    assert config._attn_implementation == "sdpa"
+    outside()
     monkeypatch.setattr(policy_module, "SHORT", 4)
-    fused, _ = sampler.policy.evaluate(traj)
-    assert sampler.policy.model.config._attn_implementation == "sdpa"
-    assert torch.allclose(short, fused, atol=1e-5)
+    long = outside()
+    assert config._attn_implementation == "sdpa"
+    assert torch.allclose(short, long, atol=1e-5) and torch.allclose(short, differentiable, atol=1e-5)
+
+
+def test_a_critic_cut_from_a_model_with_plain_attention_sees_no_later_token_either():
+    sampler = toy_sampler(toy_policy(spread=3), prompts=[ToyPrompt("ba=;"[i:], i) for i in range(3)])
+    traj = sampler.rollout(np.arange(3))
+    assert sampler.policy.model.config._attn_implementation == "eager"
+    critic = sampler.start_critic("bce")
+    assert critic.base.config is critic.base.layers[0].self_attn.config is not sampler.policy.model.config
+    torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(3, 1)  # where the loss is log(1 + exp(v)), and V = 1 - exp(-loss)
+    predicted = 1 - torch.exp(-critic.loss(traj, targets)).squeeze(1)
+    assert critic.base.config._attn_implementation == "sdpa"
+    assert torch.allclose(predicted, critic.value(traj), atol=1e-5)
+
+
+def test_outside_autograd_a_bounded_number_of_tokens_goes_through_at_a_time(monkeypatch):
+    sampler = toy_sampler(toy_policy(spread=30))
+    traj = sampler.rollout(np.arange(16))
+    start, step = sampler.start_critic("bce"), sampler.step_critic("bce")
+    for critic in (start, step):
+        torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
+    passes: list[int] = []
+    for base in (sampler.policy.base, start.base, step.base):
+        base.register_forward_pre_hook(
+            lambda _, args, given: passes.append(given["input_ids"].numel()), with_kwargs=True
+        )
+
+    def all_of_it() -> list[torch.Tensor]:
+        passes.clear()
+        with torch.no_grad():
+            logprobs, entropy = sampler.policy.evaluate(traj, entropy=True)
+        return [logprobs, entropy, start.value(traj), step.values(traj)]
+
+    whole = all_of_it()
+    assert len(passes) == 3 and max(passes) > 100
+    monkeypatch.setattr("sppo.llm.passes.TOKENS", 42)
+    parts = all_of_it()
+    assert len(passes) > 12 and max(passes) <= 42
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    assert step.values(traj).shape == (16, traj.valid.shape[1] + 1)
+
+
+def test_a_budget_of_tokens_counts_prompts_and_changes_no_gradient():
+    """Prompts of 2, 4 and 6 tokens by turns before responses of unequal length."""
+    gradients, passes = [], []
+    for budget in (None, 10, 33):
+        sampler = toy_sampler(toy_policy(spread=30))
+        traj = sampler.rollout(np.arange(10))
+        agent = SPPO(
+            sampler, episodes_per_update=10, n_epochs=1, n_minibatches=1, max_grad_norm=1e9, microbatch_steps=budget
+        )
+        for name, base in (("policy", agent.policy.base), ("critic", agent.critic.base)):
+            base.register_forward_pre_hook(
+                lambda _, args, given, of=(budget, name): passes.append((of, *given["input_ids"].shape)),
+                with_kwargs=True,
+            )
+        agent.update(agent.credit(traj))
+        gradients.append(torch.cat([agent.learner.grad, agent.critic_learner.grad]))
+    assert gradients[0].norm() > 0
+    for gradient in gradients[1:]:
+        assert torch.allclose(gradient, gradients[0], atol=1e-5)
+    for budget in (10, 33):
+        sizes = [rows * columns for of, rows, columns in passes if of == (budget, "policy")]
+        assert len(sizes) > 2 and max(sizes) <= max(budget, 6 + 8)
+    assert len([1 for of, *_ in passes if of == (None, "policy")]) == 1
 
 
 def test_tokens_are_drawn_with_their_probabilities():
@@ -272,6 +349,35 @@ def test_a_tokenizer_without_stop_token_is_refused_and_one_without_padding_will_
     tokenizer.save_pretrained(tmp_path / "endless")
     with pytest.raises(ValueError, match="endless has no stop"):
         load_tokenizer(str(tmp_path / "endless"))
+
+
+def test_every_stop_token_of_the_model_ends_an_answer(tmp_path: Path):
+    """The generation config names another than the tokenizer, as that of a chat model does."""
+    policy = toy_policy()
+    policy.model.generation_config.eos_token_id = [6, 1]
+    policy.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.eos_token_id == 1 and stop_tokens(tokenizer) == [1, 6]
+    sampler = toy_sampler(TextPolicy(load_model(str(tmp_path)), tokenizer))
+    traj = sampler.rollout(np.arange(20).repeat(4))
+    last = traj.actions[torch.arange(80), traj.lengths - 1]
+    assert set(last[traj.lengths < 8].tolist()) == {1, 6}
+    assert not ((traj.actions[:, :-1] == 6) & traj.valid[:, 1:]).any()
+    env = TextEnv(ToyTask(), tokenizer, max_completion_length=8)
+    env.reset(seed=0)
+    assert not env.step(3)[2] and env.step(6)[2]
+    assert stop_tokens(load_tokenizer(find_model("arithmetic"))) == [1]
+
+
+def test_a_plain_prompt_begins_as_the_tokenizer_begins_a_text_and_a_chat_as_its_template_does():
+    tokenizer = character_tokenizer("ab^=")
+    assert encode_prompt(tokenizer, "ab=") == [3, 4, 6]
+    template = processors.TemplateProcessing(single="^ $A <stop>", special_tokens=[("^", 5), ("<stop>", 1)])
+    tokenizer.backend_tokenizer.post_processor = template
+    assert tokenizer("ab=")["input_ids"] == [5, 3, 4, 6, 1]
+    assert encode_prompt(tokenizer, "ab=") == [5, 3, 4, 6], "an answer is to come: nothing stops it"
+    tokenizer.chat_template = "^{{ messages[0]['content'] }}="
+    assert encode_prompt(tokenizer, [{"role": "user", "content": "ab"}]) == [5, 3, 4, 6]
 
 
 def test_an_empty_response_is_scored():
