@@ -154,6 +154,7 @@ def make_engine(policy: TextPolicy, text: TextConfig) -> Engine:
         server=text.engine == "vllm-server",
         batch_size=text.generation_batch_size,
         max_model_len=text.max_prompt_length and text.max_prompt_length + text.max_completion_length,
+        dtype=torch.bfloat16 if "bfloat16" in (text.dtype, text.shard_dtype) else torch.float32,
         kv_cache_gib=text.kv_cache_gib,
         gpu_memory_utilization=text.gpu_memory_utilization,
         devices=None if text.engine_devices is None else str(text.engine_devices),

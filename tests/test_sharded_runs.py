@@ -11,13 +11,15 @@ import torch
 
 pytest.importorskip("peft", reason="needs the extra sppo[lora]")
 
+from fake_text import toy_policy
 from launched import CLI, TRAIN, done, torchrun
 from safetensors.torch import load_file
 from small_runs import assert_looks_whole, records, sppo
 
-from sppo.experiments import text_memory
+from sppo.experiments import text, text_memory
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import make_agents, resolve
+from sppo.experiments.text_config import TextConfig
 from sppo.llm.sources import find_model
 
 ALIKE = (str(Path(__file__).with_name("sharded_cli.py")),)
@@ -93,6 +95,13 @@ def test_what_ranks_alone_have_is_refused_elsewhere(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("RANK")
     with pytest.raises(ValueError, match="shared by 3 ranks, and torchrun started none"):
         make_agents([config])
+
+
+@pytest.mark.parametrize("narrow", [{}, {"dtype": "bfloat16"}, {"shard_dtype": "bfloat16", "ranks": 2}])
+def test_vllm_computes_in_the_type_that_the_run_does(narrow: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "VLLMEngine", lambda policy, **options: options["dtype"])
+    dtype: Any = text.make_engine(toy_policy(), TextConfig(engine="vllm", **narrow))
+    assert dtype == (torch.bfloat16 if narrow else torch.float32)
 
 
 def test_torchrun_is_for_training_on_text(monkeypatch: pytest.MonkeyPatch) -> None:
