@@ -87,13 +87,15 @@ class SFT:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Print the table, and draw curves and report, of a folder of finished runs."""
+    """Print the table, and draw curves and report, of finished runs."""
 
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = Path("runs/compare")
-    """The folder that `sppo compare` wrote."""
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = Path("runs/compare")
+    """The folder that `sppo compare` wrote, or a file of packed runs, such as docs/results/figure.json.gz."""
+    out: Path | None = None
+    """Where curves, report and the packed runs go; by default SOURCE, where it is a folder."""
 
     def __call__(self) -> None:
-        print_report(self.out, None)
+        print_report(self.source, None, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,7 +183,7 @@ def _tasks(table: Table) -> str:
     return "\n".join(parts)
 
 
-def _run_table(table: Table, out: Path) -> str:
+def _run_table(table: Table) -> str:
     several = len(table.env_ids) > 1
     body = []
     for run in table.runs:
@@ -197,7 +197,7 @@ def _run_table(table: Table, out: Path) -> str:
             f'<td data-key="{x[-1]}">{short(x[-1])}</td>'
             f'<td data-key="{run.evals["env_steps"][-1]}">{short(run.evals["env_steps"][-1])}</td>'
             f'<td data-key="{run.seconds}">{duration(run.seconds)}</td>'
-            f'<td class="path">{escape(os.path.relpath(run.path, out))}</td></tr>'
+            f'<td class="path">{escape(run.name)}</td></tr>'
         )
     heads = ["task"] * several + [
         "agent",
@@ -257,19 +257,22 @@ def _unfinished(table: Table, out: Path) -> str:
     return f'<details><summary class="warn">{told}</summary><ul>{items}</ul></details>'
 
 
-def write_report(out_dir: Path | str, command: str, agents: Sequence[str] | None = None, **options: Any) -> Path:
-    """Write OUT_DIR/report.html, the comparison as one self-contained page, and return its path.
+def write_report(
+    source: Path | str, command: str, agents: Sequence[str] | None = None, out: Path | None = None, **options: Any
+) -> Path:
+    """Write report.html, the comparison as one self-contained page, and return its path.
 
     Args:
-        out_dir: folder of runs, as for `summarize`.
+        source: folder of runs or packed file, as for `summarize`.
         command: what made the runs, shown as it is.
         agents: as for `summarize`.
+        out: folder of the page; by default the runs'.
         options: threshold, level and rng of `summarize`.
     Raises:
         ValueError: as `summarize`.
     """
-    out = Path(out_dir)
-    table = summarize(out, agents, **options)
+    out = out or Path(source)
+    table = summarize(source, agents, **options)
     where = table.env_ids[0] if len(table.env_ids) == 1 else f"{len(table.env_ids)} tasks"
     counts = sorted({row.seeds for row in table.rows})
     seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
@@ -282,7 +285,7 @@ def write_report(out_dir: Path | str, command: str, agents: Sequence[str] | None
         verdicts=_verdicts(table),
         unfinished=_unfinished(table, out),
         tasks=_tasks(table),
-        runs=_run_table(table, out),
+        runs=_run_table(table),
         diagnostics=_diagnostics(table),
         command=escape(command),
         configs=_configs(table.runs),

@@ -28,7 +28,7 @@ def units(env_id: str) -> tuple[str, str]:
 class Run:
     """One finished run: its settings, its evaluations on held-out start states, its training metrics."""
 
-    path: Path
+    name: str  # its folder below the one that was read
     label: str  # the agent's folder name, so two settings of one agent can stand side by side
     env_id: str
     seed: int
@@ -102,7 +102,7 @@ def _folders(out_dir: Path) -> Iterator[Path]:
         yield from _folders(child)
 
 
-def _load(path: Path) -> Run | str:
+def _load(path: Path, name: str) -> Run | str:
     """The run, or why it counts as unfinished."""
     if not (path / "result.json").is_file():
         return "no result.json"
@@ -118,7 +118,7 @@ def _load(path: Path) -> Run | str:
         raise ValueError(f"{path / 'config.json'} must give seed as an integer, got {config['seed']!r}")
     progress = path / "progress.csv"
     return Run(
-        path=path,
+        name=name,
         label=path.parent.name if re.fullmatch(r"seed[-_]?\d+", path.name) else str(config["agent"]),
         env_id=str(config["env_id"]),
         seed=config["seed"],
@@ -134,25 +134,19 @@ def load_runs(out_dir: Path | str) -> tuple[list[Run], list[tuple[Path, str]]]:
     """All finished runs under a folder, and the unfinished ones with what they lack.
 
     Raises:
-        ValueError: no such folder, no finished run in it, a file that is damaged, or two runs of one agent on one
-            task with one seed; the message names the file or folders.
+        ValueError: no such folder, no finished run in it, or a file that is damaged; the message names it.
     """
     out = Path(out_dir)
     if not out.is_dir():
         raise ValueError(f"{out} must be a folder of runs, there is none")
     runs: list[Run] = []
     unfinished: list[tuple[Path, str]] = []
-    seen: dict[tuple[str, str, int], Path] = {}
     for path in _folders(out):
-        run = _load(path)
+        run = _load(path, str(path.relative_to(out)))
         if isinstance(run, str):
             unfinished.append((path, run))
-            continue
-        key = (run.env_id, run.label, run.seed)
-        if key in seen:
-            raise ValueError(f"{seen[key]} and {path} are both {run.label} on {run.env_id} with seed {run.seed}")
-        seen[key] = path
-        runs.append(run)
+        else:
+            runs.append(run)
     if not runs:
         told = "; ".join(f"{path}: {why}" for path, why in unfinished) or "no folder with a config.json"
         raise ValueError(f"{out} must hold at least one finished run, found {told}")

@@ -164,15 +164,21 @@ def env_ids_of(chosen: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(TASKS) if chosen == EVERY_ENV else chosen
 
 
-def print_report(out: Path, agents: tuple[str, ...] | None) -> None:
-    """The table of a folder of runs, with curves and report beside it."""
+def print_report(source: Path, agents: tuple[str, ...] | None, out: Path | None = None) -> None:
+    """The table of a folder of runs, with curves, report and the packed runs beside it; or of a packed file."""
+    from sppo.experiments.packed import ENDING, pack
     from sppo.experiments.report import format_table, plot_curves, summarize, write_report
 
-    table = summarize(out, agents)
+    if out is None and source.is_file():
+        raise ValueError(f"{source} is a file: --out must say where curves and report go")
+    table, out = summarize(source, agents), out or source
+    out.mkdir(parents=True, exist_ok=True)
     print(format_table(table))
     command = "sppo " + shlex.join(sys.argv[1:])
-    for path in (*plot_curves(table, out / "curves"), write_report(out, command, agents)):
+    for path in (*plot_curves(table, out / "curves"), write_report(source, command, agents, out)):
         print(path)
+    if source.is_dir():
+        print(pack(table.runs, out / f"results{ENDING}"))
 
 
 def _show(jobs: list[Job], resume: bool) -> None:

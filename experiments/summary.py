@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sppo.experiments import stats
+from sppo.experiments.packed import unpack
 from sppo.experiments.results import Run, load_runs, units
 from sppo.experiments.stats import Floats, Interval
 
@@ -106,29 +107,44 @@ def _row(
     )
 
 
+def runs_of(source: Path | str) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """The runs in a folder or a packed file, and what is unfinished; ValueError as `load_runs` and `unpack`."""
+    return (unpack(Path(source)), []) if Path(source).is_file() else load_runs(source)
+
+
+def _check_unique(runs: Sequence[Run]) -> None:
+    seen: dict[tuple[str, str, int], str] = {}
+    for run in runs:
+        key = (run.env_id, run.label, run.seed)
+        if key in seen:
+            raise ValueError(f"{seen[key]} and {run.name} are both {run.label} on {run.env_id} with seed {run.seed}")
+        seen[key] = run.name
+
+
 def summarize(
-    out_dir: Path | str,
+    source: Path | str,
     agents: Sequence[str] | None = None,
     *,
     threshold: float = 0.9,
     level: float = 0.95,
     rng: np.random.Generator | int = 0,
 ) -> Table:
-    """Sum up a folder of runs: a row per task and agent, and per agent over all tasks where each ran on each.
+    """Sum up runs: a row per task and agent, and per agent over all tasks where each ran on each.
 
     The area is taken over episodes up to the longest run on the task; a run that stopped early counts with its last
     value. Differences are paired where two agents ran with the same seeds.
 
     Args:
-        out_dir: folder with the run folders somewhere below it.
+        source: folder with the run folders somewhere below it, or a file that `pack` wrote.
         agents: which agents; the first is the one the others are measured against. None: all, PPO first.
         threshold: success rate whose first crossing is reported.
         level: coverage of the intervals.
         rng: generator of the bootstrap, or its seed.
     Raises:
-        ValueError: as `load_runs`; an agent without a finished run.
+        ValueError: as `runs_of`; an agent without a finished run; two runs of one agent on one task with one seed.
     """
-    runs, unfinished = load_runs(out_dir)
+    runs, unfinished = runs_of(source)
+    _check_unique(runs)
     order = _order(runs, agents)
     runs = sorted((r for r in runs if r.label in order), key=lambda r: (r.env_id, order.index(r.label), r.seed))
     generator = np.random.default_rng(rng)

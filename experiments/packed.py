@@ -1,0 +1,68 @@
+"""Finished runs in one compressed file: small enough to commit, and all that tables and figures need."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sppo.experiments.results import Run
+from sppo.experiments.stats import Floats
+
+BINS = 40
+"""Means that stand for a training metric, which has a value per update."""
+DIGITS = 5
+ENDING = ".json.gz"
+
+
+def pack(runs: Sequence[Run], file: Path) -> Path:
+    """Write runs: evaluations whole, training metrics as at most 40 means each, all to five digits."""
+    content = [
+        {
+            **{name: getattr(run, name) for name in ("name", "label", "env_id", "seed", "config")},
+            "evals": {column: _short(values) for column, values in run.evals.items()},
+            "progress": {tag: _short(_means(values)) for tag, values in run.progress.items()},
+            "success_rate": run.success_rate,
+            "seconds": run.seconds,
+        }
+        for run in runs
+    ]
+    text = json.dumps({"runs": content}, separators=(",", ":"))
+    partial = file.with_name(f".{file.name}")
+    partial.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same runs give the same bytes
+    partial.replace(file)
+    return file
+
+
+def unpack(file: Path) -> list[Run]:
+    """The runs that `pack` wrote.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    try:
+        content = json.loads(gzip.decompress(file.read_bytes()))["runs"]
+        return [Run(**{**run, "evals": _arrays(run["evals"]), "progress": _arrays(run["progress"])}) for run in content]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} must be a file of packed runs ({ENDING}): {error}") from error
+
+
+def _means(values: Floats) -> Floats:
+    """Of consecutive updates, in at most as many bins; NaN where nothing was recorded."""
+    if len(values) <= BINS:
+        return values
+    parts = np.array_split(values, BINS)
+    return np.array([part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan for part in parts])
+
+
+def _short(values: Floats) -> list[float | None]:
+    return [float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _arrays(columns: dict[str, Any]) -> dict[str, Floats]:
+    return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}

@@ -1,0 +1,55 @@
+"""Runs in one file, and the table and page drawn from it."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sppo.experiments.packed import pack, unpack
+from sppo.experiments.report import write_report
+from sppo.experiments.results import load_runs
+from sppo.experiments.summary import format_table, summarize
+from tests.fake_runs import write_run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for agent in ("ppo", "sppo"):
+        for seed in range(3):
+            write_run(tmp_path / "runs", agent, seed)
+    return tmp_path / "runs"
+
+
+def test_a_packed_file_has_the_table_of_the_folder(folder: Path, tmp_path: Path) -> None:
+    file = pack(load_runs(folder)[0], tmp_path / "all.json.gz")
+    assert format_table(summarize(file)) == format_table(summarize(folder))
+    assert file.stat().st_size < 20_000
+    page = write_report(file, "sppo report", out=tmp_path)
+    assert page.parent == tmp_path and "ppo/seed0" in page.read_text("utf-8")
+
+
+def test_the_same_runs_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    first, second = (pack(load_runs(folder)[0], tmp_path / name).read_bytes() for name in ("a.json.gz", "b.json.gz"))
+    assert first == second
+
+
+def test_metrics_are_means_and_gaps_stay_gaps(folder: Path, tmp_path: Path) -> None:
+    (run, *_) = load_runs(folder)[0]
+    (packed, *_) = unpack(pack([run], tmp_path / "one.json.gz"))
+    assert packed.evals.keys() == run.evals.keys() and packed.config == run.config and packed.name == "ppo/seed0"
+    # 60 updates in 40 bins: the first 20 hold two each
+    metric = run.progress["train/approx_kl"]
+    np.testing.assert_allclose(packed.progress["train/approx_kl"][:2], [metric[:2].mean(), metric[2:4].mean()], 1e-4)
+    # recorded at updates 0, 3, 6, ...: empty are 6 of the 20 bins of two (4 and 5, ...) and 14 of the 20 of one
+    assert np.isnan(packed.progress["critic/auc"]).sum() == 20
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "bad.json.gz"
+    for content in (b"", b"no gzip", gzip.compress(b"{"), gzip.compress(b'{"runs": [{}]}')):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.json\.gz must be a file of packed runs"):
+            unpack(file)
