@@ -106,7 +106,8 @@ class Agent(WithReference):
 
     def _learner(self, module: nn.Module, learning_rate: float) -> Any:
         c, make = self.config, getattr(self.sampler, "learner", LocalLearner)
-        return make(module, learning_rate=learning_rate, max_grad_norm=c.max_grad_norm, adam_eps=c.adam_eps)
+        settings = {"max_grad_norm": c.max_grad_norm, "adam_eps": c.adam_eps, "weight_decay": c.weight_decay}
+        return make(module, learning_rate=learning_rate, **settings)
 
     # What an algorithm is: the critic it needs, how it collects episodes, and the credit it gives.
 
@@ -177,8 +178,10 @@ class Agent(WithReference):
         total_steps: int | None = None,
         callback: Any = None,
         progress_bar: bool = False,
+        total_seconds: float | None = None,
     ) -> Agent:
-        """Learn until the agent has seen so many episodes or environment steps in all, earlier calls included.
+        """Learn until the agent has seen so many episodes or environment steps, or learned so long, in all, earlier
+        calls included.
 
         Args:
             total_episodes: the budget in episodes.
@@ -186,10 +189,11 @@ class Agent(WithReference):
             callback: a Callback, a function of (agent, metrics), or a list of them; one that returns False ends
                 learning after this update.
             progress_bar: show one.
+            total_seconds: the budget in seconds of sampling and updates; callbacks are outside it.
         """
         from sppo.agents.stack import learn
 
-        learn([self], total_episodes, total_steps, [callback], progress_bar)
+        learn([self], total_episodes, total_steps, [callback], progress_bar, total_seconds)
         return self
 
     def train_once(self) -> dict[str, float]:

@@ -44,6 +44,7 @@ class AgentConfig:
         importance_cap: the largest such weight.
         critic_warmup: first updates, in which the critic learns and the policy stays as it is.
         adam_eps: Adam's epsilon.
+        weight_decay: the share of the weights, times the learning rate, that each step takes off them (AdamW).
         seed: of start states, actions, minibatches and initial weights.
     """
 
@@ -72,6 +73,7 @@ class AgentConfig:
     importance_cap: float = 2.0
     critic_warmup: int = 0
     adam_eps: float = 1e-5
+    weight_decay: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,7 +96,7 @@ class AgentConfig:
                 raise ValueError(f"{name} must be positive or None, got {getattr(self, name)}")
         if self.mask_threshold is not None and not 0 < self.mask_threshold < 1:
             raise ValueError(f"mask_threshold must be in (0, 1) or None, got {self.mask_threshold}")
-        for name in ("ent_coef", "kl_coef", "critic_warmup"):
+        for name in ("ent_coef", "kl_coef", "critic_warmup", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.importance_cap >= 1:

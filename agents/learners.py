@@ -34,6 +34,11 @@ class _OneProcess:
         return batch
 
 
+def adam(tensors: Sequence[Tensor], learning_rate: float, eps: float, weight_decay: float) -> torch.optim.AdamW:
+    """Adam; in each step all weights first shrink by learning_rate x weight_decay of themselves."""
+    return torch.optim.AdamW(list(tensors), lr=learning_rate, eps=eps, weight_decay=weight_decay, fused=True)
+
+
 class LocalLearner(_OneProcess):
     """A module and its Adam on one process.
 
@@ -42,12 +47,20 @@ class LocalLearner(_OneProcess):
     weights stay where they are, and have neither gradients nor moments.
     """
 
-    def __init__(self, module: nn.Module, *, learning_rate: float, max_grad_norm: float, adam_eps: float) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        learning_rate: float,
+        max_grad_norm: float,
+        adam_eps: float,
+        weight_decay: float = 0.0,
+    ) -> None:
         self.module, self.max_grad_norm = module, max_grad_norm
         self.flat = torch.cat([p.detach().flatten() for p in trained(module)])
         self.grad = torch.zeros_like(self.flat)
         self.bind(self.flat, self.grad)
-        self.optimizer = torch.optim.Adam([self.flat], lr=learning_rate, eps=adam_eps, fused=True)
+        self.optimizer = adam([self.flat], learning_rate, adam_eps, weight_decay)
 
     def bind(self, flat: Tensor, grad: Tensor) -> None:
         """Keep weights and gradients in these tensors (P,) from now on."""
@@ -88,7 +101,8 @@ class StackLearner(_OneProcess):
             learner.bind(flat[i], self.grad[i])
         bind_views(stacked, flat, self.grad)
         first = learners[0].optimizer
-        self.optimizer = type(first)([learner.flat for learner in learners], **first.defaults)
+        settings = (first.defaults[name] for name in ("lr", "eps", "weight_decay"))
+        self.optimizer = adam([learner.flat for learner in learners], *settings)
         for learner in learners:
             self.optimizer.state[learner.flat] = learner.optimizer.state[learner.flat]
 

@@ -1,7 +1,6 @@
 """Published settings by name: `SPPO(env, **PRESETS["sppo"]["1.5b"])`; what they leave out is the default.
 
-All are of language models and sized for them: batches of hundreds of prompts, learning rates of 1e-6. The optimiser is
-Adam: weight decay, which some of the runs had, there is none.
+All are of language models and sized for them: batches of hundreds of prompts, learning rates of 1e-6.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ _ONE_PASS = _TEXT | {"learning_rate": 1e-6, "n_epochs": 1}
 _KL_IN_REWARD: dict[str, Any] = {"kl_coef": 0.001, "kl_in": "reward", "kl_estimator": "k1"}
 
 # The runs of arXiv 2604.08865: batches of 256 and 512 prompts, in minibatches of 128 and 32.
-_SMALL = _ONE_PASS | {"episodes_per_update": 256, "n_minibatches": 2}
-_LARGE = _ONE_PASS | {"episodes_per_update": 512, "n_minibatches": 16}
+_SMALL = _ONE_PASS | {"episodes_per_update": 256, "n_minibatches": 2, "weight_decay": 0.01}
+_LARGE = _ONE_PASS | {"episodes_per_update": 512, "n_minibatches": 16, "weight_decay": 0.1}
 _SMALL_GROUPS, _LARGE_GROUPS = (
     {
         "grpo": size | {"num_generations": 8, "episodes_per_update": 8 * size["episodes_per_update"]},

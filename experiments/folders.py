@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sppo.agents import AGENTS
 from sppo.experiments.checkpoints import saved_updates
 from sppo.experiments.config import RunConfig, read_config, to_json
+from sppo.experiments.domains import agent_settings
 from sppo.experiments.process import locked
 
 
@@ -21,7 +23,7 @@ def check_folders(configs: Sequence[RunConfig], folders: Sequence[Path], resume:
     """
     for config, folder in zip(configs, folders, strict=True):
         if (folder / "config.json").exists():
-            difference = _difference(read_config(folder), config)
+            difference = _difference(_as_now(read_config(folder)), config)
             if difference and not saved_updates(folder) and not is_finished(folder):
                 continue  # it failed before its first checkpoint: nothing is lost by starting anew
             if difference:
@@ -32,6 +34,11 @@ def check_folders(configs: Sequence[RunConfig], folders: Sequence[Path], resume:
                 )
         elif folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no run; --out names another folder")
+
+
+def _as_now(config: RunConfig) -> RunConfig:
+    """A run's config with the settings that its agent has got since, at their defaults."""
+    return dataclasses.replace(config, settings=agent_settings(config)) if config.agent in AGENTS else config
 
 
 def _difference(old: RunConfig, new: RunConfig) -> str:
@@ -59,7 +66,7 @@ def prepare(configs: Sequence[RunConfig], folders: Sequence[Path], resume: bool)
     for config, folder in zip(configs, folders, strict=True):
         folder.mkdir(parents=True, exist_ok=True)
         with locked([folder], 0):
-            if not (folder / "config.json").exists() or _difference(read_config(folder), config):
+            if not (folder / "config.json").exists() or _difference(_as_now(read_config(folder)), config):
                 write_whole(folder / "config.json", to_json(config))
 
 

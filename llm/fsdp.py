@@ -32,7 +32,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from sppo.agents.batch import Experience
-from sppo.agents.learners import check_gradient
+from sppo.agents.learners import adam, check_gradient
 from sppo.llm.passes import moved
 from sppo.llm.policy import checkpoint_layers
 
@@ -140,6 +140,7 @@ class FSDPLearner:
         learning_rate: of Adam.
         max_grad_norm: the norm of the whole gradient, to which it is scaled down.
         adam_eps: Adam's epsilon.
+        weight_decay: the share of the weights, times the learning rate, that each step takes off them.
         ranks: that share the module.
         config: how.
     """
@@ -151,6 +152,7 @@ class FSDPLearner:
         learning_rate: float,
         max_grad_norm: float,
         adam_eps: float,
+        weight_decay: float = 0.0,
         ranks: Ranks,
         config: ShardConfig | None = None,
     ) -> None:
@@ -159,7 +161,7 @@ class FSDPLearner:
         self.parameters: list[Any] = [p for p in module.parameters() if p.requires_grad]
         # Adam sees plain tensors that share memory with the parameters, so that its state is plain too.
         self.slices = [local(p) for p in self.parameters]
-        self.optimizer = torch.optim.Adam(self.slices, lr=learning_rate, eps=adam_eps, fused=True)
+        self.optimizer = adam(self.slices, learning_rate, adam_eps, weight_decay)
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:

@@ -124,3 +124,5 @@ def test_published_figures() -> None:
         assert {key: getattr(config, key) for key in figures} == figures, (name, preset)
         if preset is not None:
             assert (config.adam_eps, config.max_grad_norm) == (1e-8, 1.0), (name, preset)
+            decay = 0.01 if preset == "1.5b" else 0.1 if preset.startswith("7b") else 0.0
+            assert config.weight_decay == decay, (name, preset)

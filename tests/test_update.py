@@ -10,6 +10,7 @@ import torch
 from made_up import N_INPUTS, OverRows, gradient, learner_of, made_up, network, surrogate
 
 from sppo.agents.batch import Experience
+from sppo.agents.learners import LocalLearner
 from sppo.agents.networks import CategoricalPolicy
 from sppo.agents.update import PolicyLoss, minimise
 
@@ -33,6 +34,17 @@ def test_target_kl_stops_before_the_step_and_statistics_count_steps_taken() -> N
 
     stats = minimise(learner, surrogate(policy), data, generator=np.random.default_rng(0), **schedule)
     assert stats["train/n_updates"] == 8 and stats["train/early_stop"] == 0
+
+
+def test_weight_decay_shrinks_what_has_no_gradient_and_steps_are_adams_without() -> None:
+    module = torch.nn.Linear(1, 1)
+    for decay, left in ((0.0, 1.0), (0.5, 0.81)):
+        learner = LocalLearner(module, learning_rate=0.2, max_grad_norm=1.0, adam_eps=1e-5, weight_decay=decay)
+        learner.flat.data.fill_(1.0)
+        for _ in range(2):  # each takes off 0.2 x 0.5 of the weight
+            learner.zero_grad()
+            learner.step()
+        assert learner.flat.tolist() == pytest.approx([left, left])
 
 
 def test_statistics_are_weighted_as_the_loss_is() -> None:
