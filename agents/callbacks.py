@@ -65,10 +65,11 @@ class EvalCallback(Callback):
         sampler: over an environment of its own, sharing the agent's policy; its generator is reset before each
             evaluation, so that evaluations do not depend on one another.
         starts: held-out starts.
-        eval_freq: episodes between evaluations.
+        eval_freq: episodes between evaluations, or what else `clock` reads.
         on_eval: told the record of each evaluation: success_rate, mean_return, mean_length, and episodes, env_steps,
             n_updates, seconds and cpu_seconds so far.
         deterministic: take the mode instead of sampling.
+        clock: what is counted between evaluations; by default the agent's episodes.
     """
 
     def __init__(
@@ -76,11 +77,13 @@ class EvalCallback(Callback):
         sampler: Any,
         starts: Any,
         *,
-        eval_freq: int,
+        eval_freq: float,
         on_eval: Callable[[Mapping[str, float]], None] | None = None,
         deterministic: bool = False,
+        clock: Callable[[Agent], float] | None = None,
     ) -> None:
         self.sampler, self.starts, self.eval_freq = sampler, starts, eval_freq
+        self.clock = clock or (lambda agent: agent.num_episodes)
         self.on_eval, self.deterministic = on_eval, deterministic
         self.last: Mapping[str, float] = {}
 
@@ -103,13 +106,13 @@ class EvalCallback(Callback):
         return self.last
 
     def on_training_start(self, agent: Agent) -> None:
-        self.seen = agent.num_episodes
+        self.seen = self.clock(agent)
         if agent.num_episodes == 0:
             self.evaluate(agent)
 
     def on_update(self, agent: Agent, metrics: Metrics) -> None:
-        before, self.seen = self.seen, agent.num_episodes
-        if agent.num_episodes // self.eval_freq > before // self.eval_freq:
+        before, self.seen = self.seen, self.clock(agent)
+        if self.seen // self.eval_freq > before // self.eval_freq:
             record = self.evaluate(agent)
             metrics["eval/success_rate"] = record["success_rate"]
             metrics["eval/mean_reward"] = record["mean_return"]

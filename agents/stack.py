@@ -30,13 +30,18 @@ def learn(
     total_steps: int | None = None,
     callbacks: Sequence[Any] | None = None,
     progress_bar: bool = False,
+    total_seconds: float | None = None,
 ) -> None:
     """See `Agent.learn`: the same for several agents, one callback each; those that are done leave the others."""
-    if total_episodes is None and total_steps is None:
-        raise ValueError("learn needs total_episodes or total_steps")
+    if total_episodes is None and total_steps is None and total_seconds is None:
+        raise ValueError("learn needs total_episodes, total_steps or total_seconds")
 
     def share_done(agent: Agent) -> float:
-        budgets = ((agent.num_episodes, total_episodes), (agent.num_steps, total_steps))
+        budgets = (
+            (agent.num_episodes, total_episodes),
+            (agent.num_steps, total_steps),
+            (agent.seconds, total_seconds),
+        )
         return max(spent / budget if budget > 0 else 1.0 for spent, budget in budgets if budget is not None)
 
     told = {id(agent): as_callback(c) for agent, c in zip(agents, callbacks or [None] * len(agents), strict=True)}

@@ -29,9 +29,11 @@ class RunConfig:
     """The start policy: "auto" (the one that ships for the task and seed, if any), "none", or a path; on text a
     model's name or path."""
     total_episodes: int | None = None
-    """None: as many as the paper's figure has."""
+    """None: as many as the paper's figure has, or without limit where there is a budget in seconds."""
     total_steps: int | None = None
     """A budget in environment steps beside the one in episodes."""
+    total_seconds: float | None = None
+    """A budget in seconds of sampling and updates, for comparisons at equal time."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the agent that differ from its defaults and the task's."""
     text: dict[str, Any] = field(default_factory=dict)

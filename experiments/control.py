@@ -22,7 +22,7 @@ from sppo.experiments.domains import agent_settings
 from sppo.experiments.runlog import RunLog
 from sppo.experiments.settings import make
 from sppo.experiments.sft import network_of
-from sppo.experiments.tasks import STARTS, TASKS, short_name, task
+from sppo.experiments.tasks import STARTS, TASKS, short_name
 
 SIDE_BY_SIDE = 5
 
@@ -31,14 +31,12 @@ def resolve(config: RunConfig) -> RunConfig:
     """See `domains.resolve`."""
     if config.text:
         raise ValueError(f"settings of a language model, {', '.join(config.text)}, do not fit {config.env_id}")
-    about = task(config.env_id)
     start = find_start(config)
     network = {} if start is None else network_of(start)
     return dataclasses.replace(
         config,
         settings=agent_settings(config),
         start="none" if start is None else _portable(start),
-        total_episodes=config.total_episodes or about.total_episodes,
         **network,
     )
 

@@ -64,15 +64,19 @@ def resolve(config: RunConfig) -> RunConfig:
     """
     if config.agent not in AGENTS:
         raise ValueError(unknown("agent", config.agent, AGENTS))
-    for name in ("total_episodes", "total_steps", "n_evals", "n_eval_episodes", "checkpoint_freq"):
+    for name in ("total_episodes", "total_steps", "total_seconds", "n_evals", "n_eval_episodes", "checkpoint_freq"):
         value = getattr(config, name)
-        if value is not None and value < 1:
+        if value is not None and value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
     if config.stop_at_success is not None and not 0 < config.stop_at_success <= 1:
         raise ValueError(f"stop_at_success must be in (0, 1], got {config.stop_at_success}")
     if config.seed < 0:
         raise ValueError(f"seed must not be negative, got {config.seed}")
-    return domain(config).resolve(dataclasses.replace(config, n_evals=config.n_evals or task(config.env_id).n_evals))
+    about = task(config.env_id)
+    episodes = config.total_episodes or (about.total_episodes if config.total_seconds is None else None)
+    return domain(config).resolve(
+        dataclasses.replace(config, total_episodes=episodes, n_evals=config.n_evals or about.n_evals)
+    )
 
 
 def agent_settings(config: RunConfig) -> dict[str, Any]:

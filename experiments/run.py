@@ -66,6 +66,16 @@ class _Interrupt(Callback):
         return self.asked if self.ranks is None else self.ranks.any(self.asked)
 
 
+class _OneClock(Callback):
+    """All ranks go by the first's, so that a budget in seconds ends on all with the same update."""
+
+    def __init__(self, ranks: Any) -> None:
+        self.ranks = ranks
+
+    def on_update(self, agent: Agent, metrics: dict[str, float]) -> None:
+        agent.seconds = self.ranks.gather(agent.seconds)[0]
+
+
 class _NoLog:
     """Of a rank that writes none."""
 
@@ -94,8 +104,12 @@ class _Record(Callback):
         c = self.config
         if c.stop_at_success is not None and self.success >= c.stop_at_success:
             return 1.0
-        assert c.total_episodes is not None
-        return min(1.0, max(agent.num_episodes / c.total_episodes, agent.num_steps / (c.total_steps or np.inf)))
+        spent = (
+            agent.num_episodes / (c.total_episodes or np.inf),
+            agent.num_steps / (c.total_steps or np.inf),
+            agent.seconds / (c.total_seconds or np.inf),
+        )
+        return float(min(1.0, max(spent)))
 
     @property
     def success(self) -> float:
@@ -171,7 +185,8 @@ def train_side_by_side(
                 evaluation.last = ranks.gather(evaluation.last)[0]
             record = _Record(config, log, evaluation, report)
             own = domain(config).callbacks(agent, config, log, evaluation.sampler)
-            parts: list[Callback] = [*own, evaluation, record, interrupt]
+            clock = [] if ranks is None else [_OneClock(ranks)]
+            parts: list[Callback] = [*clock, *own, evaluation, record, interrupt]
             if config.stop_at_success is not None:
                 parts.append(StopTrainingOnSuccess(evaluation, config.stop_at_success))
             records.append(record)
@@ -184,6 +199,7 @@ def train_side_by_side(
                 first.total_episodes,
                 first.total_steps,
                 [callbacks[i] for i in going_on],
+                total_seconds=first.total_seconds,
             )
         if interrupt.told:
             raise Interrupted
@@ -199,15 +215,15 @@ def _shared_by(ranks: Any, own: Path, warn: Callable[[str], None]) -> list[Check
 
 
 def _evaluation(agent: Agent, config: RunConfig, log: RunLog) -> EvalCallback:
-    """On the same held-out starts for every agent and seed."""
+    """On the same held-out starts for every agent and seed, evenly spaced over the budget in episodes or seconds."""
     sampler, starts = domain(config).held_out(agent, config)
-    assert config.total_episodes is not None and config.n_evals is not None
-    return EvalCallback(
-        sampler,
-        starts,
-        eval_freq=max(1, config.total_episodes // config.n_evals),
-        on_eval=log.evaluation,
-    )
+    assert config.n_evals is not None
+    if config.total_episodes is not None:
+        clock, every = (lambda agent: agent.num_episodes), max(1.0, config.total_episodes // config.n_evals)
+    else:
+        assert config.total_seconds is not None
+        clock, every = (lambda agent: agent.seconds), config.total_seconds / config.n_evals
+    return EvalCallback(sampler, starts, eval_freq=every, on_eval=log.evaluation, clock=clock)
 
 
 def _last_evaluation(folder: Path) -> Mapping[str, float]:

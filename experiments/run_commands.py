@@ -53,6 +53,9 @@ class RunOptions:
     """Budget in episodes (responses); by default the paper's for the task, 10 000 for others."""
     steps: int | None = None
     """Budget in environment steps (tokens), beside the one in episodes: the run ends with whichever is spent first."""
+    seconds: float | None = None
+    """Budget in seconds of sampling and updates, evaluations aside, for comparisons at equal time; without --episodes
+    it is the only one."""
     evals: int | None = None
     """Evaluations during a run, evenly spaced, beside the one before it; by default 20, fewer for large models."""
     eval_episodes: int = 256
@@ -74,6 +77,7 @@ class RunOptions:
             text=json_values(self.text),
             total_episodes=self.episodes,
             total_steps=self.steps,
+            total_seconds=self.seconds,
             n_evals=self.evals,
             n_eval_episodes=self.eval_episodes,
             stop_at_success=self.stop_at_success,

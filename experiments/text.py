@@ -79,7 +79,6 @@ def resolve(config: RunConfig) -> RunConfig:
         text=dataclasses.asdict(text),
         start=str(Path(start).resolve()) if start not in model_names() and Path(start).exists() else start,
         env_kwargs=env_kwargs,
-        total_episodes=config.total_episodes or about.total_episodes,
     )
 
 

@@ -115,6 +115,32 @@ def test_the_budget_in_steps_ends_a_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "result.json").read_text())["env_steps"] == 3 * 64
 
 
+def test_the_budget_in_seconds_ends_a_run_and_counts_on(tmp_path: Path) -> None:
+    config = replace(CHAIN, total_episodes=None, total_seconds=0.2, n_evals=2, checkpoint_freq=1)
+    run([config], [tmp_path])
+    progress = records(tmp_path / "progress.jsonl", timed=True)
+    *before, last = [r["time/seconds"] for r in progress]
+    assert last >= 0.2 > before[-1]
+    evaluated = [e["seconds"] for e in records(tmp_path / "evals.jsonl", timed=True)]
+    assert evaluated == [0, *[s for s in before if s >= 0.1][:1], last]
+    (tmp_path / "result.json").unlink()
+    run([config], [tmp_path], resume=True)
+    assert records(tmp_path / "progress.jsonl", timed=True) == progress, "its seconds were spent"
+
+
+def test_a_run_goes_on_where_settings_came_later_and_not_where_they_differ(tmp_path: Path) -> None:
+    run([CHAIN], [tmp_path])
+    (tmp_path / "result.json").unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["settings"]["weight_decay"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    decaying = replace(CHAIN, settings={**CHAIN.settings, "weight_decay": 0.1})
+    with pytest.raises(ValueError, match=r"another run: its weight_decay is 0.0, not 0.1"):
+        run([decaying], [tmp_path], resume=True)
+    run([CHAIN], [tmp_path], resume=True)
+    assert (tmp_path / "result.json").exists()
+
+
 def test_a_run_stops_at_success(tmp_path: Path) -> None:
     run([replace(CHAIN, n_evals=7, stop_at_success=0.05)], [tmp_path / "run"])
     result = json.loads((tmp_path / "run" / "result.json").read_text())
