@@ -21,7 +21,8 @@ ENDING = ".json.gz"
 
 
 def pack(runs: Sequence[Run], file: Path) -> Path:
-    """Write runs: evaluations whole, training metrics as at most 40 means each, all to five digits."""
+    """Write runs: evaluations whole, training metrics as at most 40 means each, all to five digits; paths below the
+    current folder relative to it."""
     content = [
         {
             **{name: getattr(run, name) for name in ("name", "label", "env_id", "seed", "config")},
@@ -32,7 +33,7 @@ def pack(runs: Sequence[Run], file: Path) -> Path:
         }
         for run in runs
     ]
-    text = json.dumps({"runs": content}, separators=(",", ":"))
+    text = json.dumps({"runs": content}, separators=(",", ":")).replace(f'"{Path.cwd()}/', '"')
     partial = file.with_name(f".{file.name}")
     partial.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same runs give the same bytes
     partial.replace(file)

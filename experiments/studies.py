@@ -18,7 +18,7 @@ from scipy.stats import binom
 from sppo.experiments.compare import Job, execute
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import domain, resolve
-from sppo.experiments.tasks import TASKS, short_name, task
+from sppo.experiments.tasks import TASKS, TEXT, short_name, task
 from sppo.llm.tasks.names import unknown
 
 AGENTS = ("ppo", "sppo", "ppo-bce", "tracker", "reinforce", "grpo", "rloo")
@@ -28,6 +28,11 @@ SWEEP_SEEDS = range(5, 8)
 """Of the learning-rate sweep: other seeds and other start policies than those reported."""
 RATES = (1e-4, 3e-4, 1e-3)
 HORIZONS = (10, 30, 100, 300, 1000)
+CARTPOLE_HORIZONS = (25, 50, 100, 200, 400)
+WINDOWS = {0.01: 0.03, 0.05: 0.2, 0.4: 0.6}
+"""Of the success of start policies: low to high."""
+STARTS = Path("runs/starts")
+"""Where those that do not ship are."""
 STEPS = 4_000_000
 """Of environment, at most, in an episode budget at full horizon."""
 HOPPER = "sppo/Hopper-v0"
@@ -115,6 +120,30 @@ def _chain_map() -> Iterator[Named]:
                 yield from _seeds(f"{horizon}/{success:g}/{agent}", config, SEEDS)
 
 
+def _cartpole_map() -> Iterator[Named]:
+    """From start policies cloned for each horizon into a window of success: `make starts` makes them."""
+    for horizon in CARTPOLE_HORIZONS:
+        for low in WINDOWS:
+            for agent in ("ppo", "sppo", "reinforce"):
+                config = RunConfig(
+                    agent=agent,
+                    env_id=CARTPOLE,
+                    env_kwargs={"horizon": horizon},
+                    start=str(STARTS / f"{horizon}" / f"{low:g}" / short_name(CARTPOLE)),
+                    total_episodes=3_200,
+                    n_evals=25,
+                    n_eval_episodes=100,
+                )
+                yield from _seeds(f"{horizon}/{low:g}/{agent}", config, SEEDS)
+
+
+def _text() -> Iterator[Named]:
+    """With settings of the task that are the same for all: see `tasks.TEXT_TASKS`."""
+    for agent in AGENTS:
+        config = RunConfig(agent=agent, env_id=TEXT + "arithmetic", n_evals=20)
+        yield from _seeds(f"arithmetic/{agent}", config, range(3))
+
+
 STUDIES = {
     "figure": Study(
         question="Seven ways to give credit on the paper's five control tasks, at the same settings",
@@ -127,6 +156,14 @@ STUDIES = {
     "chain-map": Study(
         question="PPO and SPPO over horizon and success of the start policy, on a walk of known values",
         runs=tuple(_chain_map()),
+    ),
+    "cartpole-map": Study(
+        question="PPO and SPPO over horizon and success of the start policy, on Precision CartPole",
+        runs=tuple(_cartpole_map()),
+    ),
+    "text": Study(
+        question="The same seven on a language model that learns arithmetic",
+        runs=tuple(_text()),
     ),
 }
 
