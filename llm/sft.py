@@ -1,5 +1,6 @@
-"""Supervised fine-tuning on a task's demonstrations: how the model that ships for arithmetic is made.
+"""Supervised fine-tuning on a task's demonstrations, of any model; and how the model that ships for arithmetic is made.
 
+python -m sppo.llm.sft --model smollm2 --task gsm8k --out runs/gsm8k-sft
 python -m sppo.llm.sft --out llm/models/arithmetic
 """
 
@@ -7,101 +8,149 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
 
-from sppo.agents.batch import Choices, Experience
+from sppo.agents.batch import Experience
 from sppo.agents.learners import LocalLearner
-from sppo.agents.losses import aggregation_weights
 from sppo.agents.update import LogLikelihoodLoss, minimise
+from sppo.llm.demonstrations import demonstrated, mean_loss
 from sppo.llm.engine_hf import HFEngine
-from sppo.llm.policy import Prefixes, TextPolicy, tiny_model
+from sppo.llm.policy import TextPolicy, load_model, tiny_model
 from sppo.llm.sampler import TextSampler
-from sppo.llm.sources import MODELS
+from sppo.llm.sources import find_model
 from sppo.llm.tasks import make_task
-from sppo.llm.tokenizer import character_tokenizer, encode_prompt
+from sppo.llm.tokenizer import character_tokenizer, encode_prompt, load_tokenizer
+
+POOL = 16  # batches that are drawn together, to be cut into such of like length
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSFTConfig:
-    """How a small model is taught a task's demonstrations."""
+    """How a model is taught a task's demonstrations."""
 
+    model: str | None = None
+    """What to start from: a name that ships or is installed, a save_pretrained folder, a .gguf file, a hub name; by
+    default new weights, 0.8 million of them, over the characters of the task."""
     task: str = "arithmetic"
-    terms: tuple[int, int] = (2, 5)
-    """Fewest and most operands of a chain."""
-    operands: tuple[int, int] = (1, 20)
-    """Smallest and greatest operand."""
-    p_wrong: dict[str, float] = field(default_factory=lambda: {"+": 0.05, "-": 0.5})
-    """Share of wrong additions and subtractions in the last demonstrations: a model that knows how learns to miss,
-    which reinforcement learning can mend, and to miss what can be foreseen from the prompt."""
-    wrong_steps: int = 400
-    """The last gradient steps, those on demonstrations with wrong steps."""
-    gradient_steps: int = 2000
-    learning_rate: float = 1e-3
-    """At its peak: it rises over the first `warmup` gradient steps, and falls to nothing with the last."""
-    warmup: int = 100
-    batch_size: int = 64
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """The task's own."""
+    max_completion_length: int = 512
+    """Token budget of a response, stop token included; longer demonstrations are left out."""
+    gradient_steps: int = 500
+    batch_size: int = 32
     """Demonstrations per gradient step, of like length."""
-    check_every: int = 500
-    """Gradient steps between two looks at the success rate."""
-    check_prompts: int = 512
-    max_completion_length: int = 56
-    """Token budget of a response, stop token included."""
+    microbatch_steps: int | None = 8192
+    """Tokens of one forward and backward pass, padding included; no effect on the gradient."""
+    learning_rate: float = 2e-5
+    """At its peak: it rises over the first `warmup` gradient steps, and falls to nothing with the last."""
+    warmup: int = 20
+    max_grad_norm: float = 1.0
+    last_steps: int = 0
+    """The last gradient steps, those on demonstrations with `last_options`."""
+    last_options: dict[str, Any] = field(default_factory=dict)
+    """Of the task's demonstrations."""
+    check_every: int = 50
+    """Gradient steps between two looks at the held-out loss and success rate."""
+    check_demonstrations: int = 256
+    """Of the test split, whose loss is told."""
+    check_prompts: int = 0
+    """Prompts of the test split to answer, at temperature 1 and at the end greedily too; 0 for none."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products; weights and optimiser stay in float32."""
+    threads: int | None = None
+    """Of the process; by default as many as torch takes."""
     seed: int = 0
 
-
-def as_demonstrations(policy: TextPolicy, prompts: Sequence[Any], responses: Sequence[str]) -> Experience:
-    """What the log-likelihood loss reads; each response is followed by the stop token."""
-    tokenizer = policy.tokenizer
-    prefixes = [torch.tensor(encode_prompt(tokenizer, prompt.prompt)) for prompt in prompts]
-    ids = [tokenizer(response, add_special_tokens=False)["input_ids"] for response in responses]
-    actions = [torch.tensor([*one, tokenizer.eos_token_id]) for one in ids]
-    lengths = torch.tensor([len(one) for one in actions])
-    padded = pad_sequence(actions, batch_first=True)
-    valid = torch.arange(padded.shape[1]) < lengths[:, None]
-    weight, share = aggregation_weights(valid)
-    traj = Choices(inputs=Prefixes.of(prefixes), actions=padded, logprobs=torch.zeros(valid.shape), valid=valid)
-    return Experience(traj=traj, weight=weight, share=share)
+    def __post_init__(self) -> None:
+        for name in ("max_completion_length", "gradient_steps", "batch_size", "learning_rate", "check_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup", "last_steps", "check_demonstrations", "check_prompts"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
-def fine_tune(config: TextSFTConfig, out: Path, report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Train, and write the model as a save_pretrained folder with sft.json, what it was made by and can do, inside."""
-    task: Any = make_task(config.task, terms=config.terms, operands=config.operands)
-    policy = TextPolicy(*_new(task.alphabet, config.seed))
-    learner = LocalLearner(policy, learning_rate=config.learning_rate, max_grad_norm=1.0, adam_eps=1e-8)
-    loss, generator = LogLikelihoodLoss(policy), np.random.default_rng(config.seed)
-    prompts = task.prompts("train")
-    held_out = TextSampler(
+RECIPES: dict[str, dict[str, Any]] = {
+    # A model that knows how learns at last to miss half of the subtractions, which reinforcement learning can mend, and
+    # which can be foreseen from the prompt.
+    "arithmetic": {
+        "task_options": {"terms": [2, 5], "operands": [1, 20]},
+        "max_completion_length": 56,
+        "gradient_steps": 2000,
+        "batch_size": 64,
+        "microbatch_steps": None,
+        "learning_rate": 1e-3,
+        "warmup": 100,
+        "last_steps": 400,
+        "last_options": {"p_wrong": {"+": 0.05, "-": 0.5}},
+        "check_every": 500,
+        "check_prompts": 512,
+        "threads": 1,
+    },
+}
+"""What differs from the defaults for a task."""
+
+
+def fine_tune(
+    config: TextSFTConfig, out: Path, report: Callable[[str], None] = print, progress_bar: bool = False
+) -> dict[str, Any]:
+    """Train, and write the model as a save_pretrained folder with sft.json, what it was made by and can do, inside.
+
+    Raises:
+        ValueError: for a task without demonstrations, or of which no prompt or demonstration fits.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    task = make_task(config.task, **config.task_options)
+    policy = _policy(config, task).to("cuda" if torch.cuda.is_available() else "cpu")
+    sampler = TextSampler(
         task,
         policy,
         HFEngine(policy),
         max_completion_length=config.max_completion_length,
-        prompts=task.prompts("test")[: config.check_prompts],
+        seed=config.seed,
+        prompts=_with_room(task.prompts("train"), policy, config),
     )
-    everyone = np.arange(len(held_out.prompts))
-    success, steps = 0.0, 0
-    while steps < config.gradient_steps:
-        for chosen in _like_lengths(prompts, config.batch_size, generator)[: config.gradient_steps - steps]:
-            p_wrong = config.p_wrong if steps >= config.gradient_steps - config.wrong_steps else None
-            responses = [task.demonstration(prompt, generator, p_wrong) for prompt in chosen]
-            learner.optimizer.param_groups[0]["lr"] = config.learning_rate * _schedule(config, steps)
-            data = as_demonstrations(policy, chosen, responses)
-            metrics = minimise(learner, loss, data, n_epochs=1, n_minibatches=1, generator=generator)
-            steps += 1
-            if steps % config.check_every == 0 or steps == config.gradient_steps:
-                success = float(held_out.rollout(everyone).success.float().mean())
-                report(f"{steps:5d} gradient steps, loss {metrics['train/loss']:.3f}, success {success:.3f}")
+    held_out = sampler.with_prompts(_with_room(task.prompts("test"), policy, config), seed=config.seed)
+    told = _Told(config, held_out)
+    learner = LocalLearner(
+        policy, learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm, adam_eps=1e-8
+    )
+    loss, generator = LogLikelihoodLoss(policy), np.random.default_rng(config.seed)
+    losses: list[float] = []
+    counts, seen = Counter[str](), dict[str, float]()
+    with tqdm(total=config.gradient_steps, disable=not progress_bar, unit="step") as bar:
+        for step, data in enumerate(_batches(config, sampler, generator, counts)):
+            learner.optimizer.param_groups[0]["lr"] = config.learning_rate * _schedule(config, step)
+            metrics = minimise(
+                learner,
+                loss,
+                data,
+                n_epochs=1,
+                n_minibatches=1,
+                generator=generator,
+                microbatch_steps=config.microbatch_steps,
+            )
+            losses.append(metrics["train/loss"])
+            bar.update()
+            if (step + 1) % config.check_every == 0 or step + 1 == config.gradient_steps:
+                seen = {"loss": statistics.mean(losses)} | told.now()
+                report(f"{step + 1:5d} gradient steps, " + ", ".join(f"{name} {x:.3f}" for name, x in seen.items()))
+                losses.clear()
+    if counts["left out"]:
+        report(f"{counts['left out']} demonstrations are longer than {config.max_completion_length} tokens; left out")
     about = {
         "config": dataclasses.asdict(config),
-        "success_rate": success,
-        "greedy_success_rate": float(held_out.rollout(everyone, greedy=True).success.float().mean()),
-        "success_rate_prompts": len(everyone),
+        **{name.replace(" ", "_"): x for name, x in {**seen, **told.at_last(), **counts}.items()},
         "parameters": sum(p.numel() for p in policy.parameters()),
     }
     policy.save_pretrained(out)
@@ -109,37 +158,81 @@ def fine_tune(config: TextSFTConfig, out: Path, report: Callable[[str], None] = 
     return about
 
 
+class _Told:
+    """How well a model does what it was not shown."""
+
+    def __init__(self, config: TextSFTConfig, held_out: TextSampler) -> None:
+        self.held_out = held_out
+        n = len(held_out.prompts)
+        shown, generator = range(min(config.check_demonstrations, n)), np.random.default_rng([config.seed, 1])
+        self.data = demonstrated(held_out, shown, generator) if shown else None
+        self.asked = np.arange(min(config.check_prompts, n))
+
+    def now(self) -> dict[str, float]:
+        told = {} if self.data is None else {"held out loss": mean_loss(self.held_out.policy, self.data)}
+        return told | (self._success(greedy=False) if len(self.asked) else {})
+
+    def at_last(self) -> dict[str, float]:
+        return self._success(greedy=True) | {"success rate prompts": len(self.asked)} if len(self.asked) else {}
+
+    def _success(self, *, greedy: bool) -> dict[str, float]:
+        rate = float(self.held_out.rollout(self.asked, greedy=greedy).success.float().mean())
+        return {"greedy success rate" if greedy else "success rate": rate}
+
+
+def _batches(
+    config: TextSFTConfig, sampler: TextSampler, generator: np.random.Generator, counts: Counter[str]
+) -> Iterator[Experience]:
+    """One for each gradient step: prompts in an order of their own at each pass, those of like length together."""
+    step, first_of_last = 0, max(0, config.gradient_steps - config.last_steps)
+    while step < config.gradient_steps:
+        last = step >= first_of_last
+        n = min(POOL, (config.gradient_steps if last else first_of_last) - step)
+        options = config.last_options if last else {}
+        starts = sampler.starts(n * config.batch_size).tolist()
+        data = demonstrated(sampler, starts, generator, **options).by_length()
+        counts["demonstrations"] += len(data)
+        counts["left out"] += len(starts) - len(data)
+        cuts = np.arange(0, len(data), config.batch_size)
+        for first in generator.permutation(cuts):
+            yield data[slice(int(first), int(first) + config.batch_size)]
+        step += len(cuts)
+
+
 def _schedule(config: TextSFTConfig, step: int) -> float:
     """The share of the peak learning rate that a gradient step takes."""
-    return min((step + 1) / config.warmup, (config.gradient_steps - step) / config.gradient_steps)
+    return min((step + 1) / max(1, config.warmup), (config.gradient_steps - step) / config.gradient_steps)
 
 
-def _new(alphabet: str, seed: int) -> tuple[Any, Any]:
-    tokenizer = character_tokenizer(alphabet)
-    return tiny_model(len(tokenizer), seed=seed), tokenizer
+def _policy(config: TextSFTConfig, task: Any) -> TextPolicy:
+    dtype = getattr(torch, config.dtype)
+    if config.model is not None:
+        source = find_model(config.model)
+        return TextPolicy(load_model(source), load_tokenizer(source), dtype=dtype)
+    if not hasattr(task, "alphabet"):
+        raise ValueError(
+            f"the task {task.name} names no alphabet for a new model: say which to start from with --model"
+        )
+    tokenizer = character_tokenizer(task.alphabet)
+    return TextPolicy(tiny_model(len(tokenizer), seed=config.seed), tokenizer, dtype=dtype)
 
 
-def _like_lengths(prompts: Sequence[Any], batch_size: int, generator: np.random.Generator) -> list[list[Any]]:
-    """A pass over a random part of the prompts, in batches of like length (little padding) in random order."""
-    if len(prompts) < batch_size:
-        raise ValueError(f"a batch of {batch_size} needs as many prompts, got {len(prompts)}")
-    n = min(16 * batch_size, len(prompts) // batch_size * batch_size)
-    part = sorted(generator.choice(len(prompts), n, replace=False).tolist(), key=lambda i: len(prompts[i].prompt))
-    batches = [[prompts[i] for i in part[first : first + batch_size]] for first in range(0, n, batch_size)]
-    return [batches[i] for i in generator.permutation(len(batches))]
+def _with_room(prompts: Any, policy: TextPolicy, config: TextSFTConfig) -> list[Any]:
+    """The prompts that leave room for a response in the model's context."""
+    context = getattr(policy.model.config, "max_position_embeddings", None)
+    if context is None:
+        return list(prompts)
+    room = context - config.max_completion_length
+    kept = [p for p in prompts if len(encode_prompt(policy.tokenizer, p.prompt)) <= room]
+    if not kept:
+        raise ValueError(
+            f"none of the {len(prompts)} prompts has at most {room} tokens, which the model's context of {context} "
+            f"leaves beside max_completion_length = {config.max_completion_length}"
+        )
+    return kept
 
 
 if __name__ == "__main__":
-    import tyro
+    from sppo.llm.sft_command import main
 
-    @dataclass(frozen=True, kw_only=True)
-    class Main(TextSFTConfig):
-        """Make a model."""
-
-        out: Path = MODELS / "arithmetic"
-        """The folder to write."""
-
-    main = tyro.cli(Main)
-    torch.set_num_threads(1)
-    settings = {f.name: getattr(main, f.name) for f in dataclasses.fields(TextSFTConfig)}
-    print(json.dumps(fine_tune(TextSFTConfig(**settings), main.out), indent=1))
+    main()

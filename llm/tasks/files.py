@@ -21,6 +21,8 @@ from sppo.llm.tasks.base import (
 from sppo.llm.tasks.rows import Row, find_data, read_rows, schema_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from sppo.llm.verifier import Verifier
 
 _log = logging.getLogger(__name__)
@@ -134,6 +136,17 @@ class FileTask(TaskBase):
     def answer(self, prompt: Prompt, response: str) -> str | None:
         """The boxed answer."""
         return self.verifier.answer(response, hashes=_takes_hashes(prompt))
+
+    def demonstration(self, prompt: Prompt, generator: np.random.Generator) -> str:
+        """The worked solution beside the prompt, as it stands in the file.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        worked = str(prompt.extra.get("solution") or "").strip()
+        if not worked:
+            raise ValueError(f"task {self.name} has no demonstration of {prompt.text[:60]!r}: no column solution")
+        return worked
 
     def _load(self, path: Path) -> list[Prompt]:
         if path not in self._loaded:
