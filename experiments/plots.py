@@ -24,7 +24,7 @@ from sppo.experiments.summary import Table
 
 # Okabe and Ito's colours, told apart by colour-blind readers; black and yellow are left out, for they vanish on a dark
 # or a white page. The line styles tell the agents apart without any colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 # Text and axes are drawn in this ink, which the report replaces by the page's own.
 INK = "#1a1a19"
@@ -73,7 +73,7 @@ def colour_of(agents: Sequence[str], agent: str) -> str:
     return COLOURS[list(agents).index(agent) % len(COLOURS)]
 
 
-def _style_of(agents: Sequence[str], agent: str) -> Any:
+def style_of(agents: Sequence[str], agent: str) -> Any:
     i = list(agents).index(agent)
     return STYLES[(i + i // len(COLOURS)) % len(STYLES)]  # agents of one colour differ in style
 
@@ -101,7 +101,7 @@ def draw_curves(ax: Axes, table: Table, env_id: str, x: str) -> None:
             ax.plot(run.evals[x], run.evals["success_rate"], color=colour, linewidth=0.6, alpha=0.35)
         grid, curves = align([run.evals[x] for run in runs], [run.evals["success_rate"] for run in runs])
         middle, low, high = stats.curve_band(curves, 0, level=table.level)
-        ax.plot(grid, middle, color=colour, linewidth=2, linestyle=_style_of(table.agents, agent))
+        ax.plot(grid, middle, color=colour, linewidth=2, linestyle=style_of(table.agents, agent))
         if len(runs) > 1:
             ax.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
     ax.axhline(table.threshold, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
@@ -114,12 +114,12 @@ def draw_curves(ax: Axes, table: Table, env_id: str, x: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def _legend(table: Table, env_id: str) -> dict[str, Any]:
+def legend_of(table: Table, env_id: str) -> dict[str, Any]:
     """The agents on a task and their number of seeds, as the arguments of a legend in one row."""
     counts = {agent: len(table.runs_of(env_id, agent)) for agent in table.agents}
     lines = {
         f"{agent} (n = {n})": Line2D(
-            [], [], color=colour_of(table.agents, agent), linestyle=_style_of(table.agents, agent), linewidth=2
+            [], [], color=colour_of(table.agents, agent), linestyle=style_of(table.agents, agent), linewidth=2
         )
         for agent, n in counts.items()
         if n
@@ -138,7 +138,7 @@ def curves_figure(table: Table, env_ids: Sequence[str] | None = None) -> Figure:
                 draw_curves(ax, table, env_id, x)
             row[0].set_ylabel("success rate on held-out starts")
             row[0].set_title(env_id, loc="left", fontsize="medium", fontweight="bold")
-            legend = _legend(table, env_id)
+            legend = legend_of(table, env_id)
             if len(legend["labels"]) <= IN_A_ROW:
                 # above the panels, where no curve runs; it may reach over its neighbours without moving them
                 drawn = row[2].legend(**legend, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0.1)
@@ -157,7 +157,7 @@ def plot_curves(table: Table, stem: Path | str) -> list[Path]:
     Returns:
         the two paths.
     """
-    return _save(curves_figure(table), stem)
+    return save_figure(curves_figure(table), stem)
 
 
 def plot_reliability(values: Floats, outcomes: Floats, stem: Path | str) -> list[Path]:
@@ -189,10 +189,11 @@ def plot_reliability(values: Floats, outcomes: Floats, stem: Path | str) -> list
         ax.set_xlabel("success rate predicted by the critic")
         ax.set_ylabel(f"success rate in {outcomes.shape[1]} episodes")
         ax.legend(loc="lower right")
-    return _save(figure, stem)
+    return save_figure(figure, stem)
 
 
-def _save(figure: Figure, stem: Path | str) -> list[Path]:
+def save_figure(figure: Figure, stem: Path | str) -> list[Path]:
+    """Write STEM.png and STEM.svg."""
     paths = [Path(stem).with_name(Path(stem).name + ending) for ending in (".png", ".svg")]
     with matplotlib.rc_context(STYLE):
         figure.savefig(paths[0], dpi=160)
@@ -254,7 +255,7 @@ def diagnostics_figure(table: Table, env_id: str) -> Figure | None:
                 grid, ys = align([curve[0] for curve in curves], [curve[1] for curve in curves])
                 colour = colour_of(table.agents, agent)
                 middle = [stats.interquartile_mean(column) for column in ys.T]
-                ax.plot(grid, middle, color=colour, linewidth=1.4, linestyle=_style_of(table.agents, agent))
+                ax.plot(grid, middle, color=colour, linewidth=1.4, linestyle=style_of(table.agents, agent))
                 ax.fill_between(grid, ys.min(axis=0), ys.max(axis=0), color=colour, alpha=0.15, linewidth=0)
             ax.set_title(tag, loc="left", fontsize="medium")
             ax.set_xlabel(label, fontsize="small")
@@ -263,5 +264,5 @@ def diagnostics_figure(table: Table, env_id: str) -> Figure | None:
             ax.yaxis.set_major_locator(MaxNLocator(4))
         for ax in axes[len(tags) :]:
             ax.set_axis_off()
-        figure.legend(**_legend(table, env_id), loc="outside upper right")
+        figure.legend(**legend_of(table, env_id), loc="outside upper right")
     return figure

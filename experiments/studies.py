@@ -6,18 +6,19 @@ in question is the same for all agents: start policies by seed, budgets, setting
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from scipy.stats import binom
 
 from sppo.experiments.compare import Job, execute
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import domain, resolve
+from sppo.experiments.packed import ENDING, pack
+from sppo.experiments.results import load_runs
 from sppo.experiments.tasks import TASKS, TEXT, short_name, task
 from sppo.llm.tasks.names import unknown
 
@@ -28,16 +29,18 @@ SWEEP_SEEDS = range(5, 8)
 """Of the learning-rate sweep: other seeds and other start policies than those reported."""
 RATES = (1e-4, 3e-4, 1e-3)
 HORIZONS = (10, 30, 100, 300, 1000)
+HOPPER = "sppo/Hopper-v0"
+CHAIN = "sppo/SparseChain-v0"
+CARTPOLE = "sppo/PrecisionCartPole-v0"
 CARTPOLE_HORIZONS = (25, 50, 100, 200, 400)
 WINDOWS = {0.01: 0.03, 0.05: 0.2, 0.4: 0.6}
 """Of the success of start policies: low to high."""
+START_SPREADS = {CARTPOLE: 0.05, "sppo/MountainCar-v0": 0.1}
+"""The tasks' own."""
 STARTS = Path("runs/starts")
 """Where those that do not ship are."""
 STEPS = 4_000_000
 """Of environment, at most, in an episode budget at full horizon."""
-HOPPER = "sppo/Hopper-v0"
-CHAIN = "sppo/SparseChain-v0"
-CARTPOLE = "sppo/PrecisionCartPole-v0"
 
 Named = tuple[str, RunConfig]
 
@@ -47,12 +50,14 @@ class Study:
     """A question and its runs."""
 
     question: str
-    runs: tuple[Named, ...]
+    runs: Callable[[], Iterator[Named]]
 
-    def jobs(self, out: Path) -> list[Job]:
-        """Resolved, as many seeds together as their domain trains side by side."""
+    def jobs(self, out: Path, only: str = "") -> list[Job]:
+        """Resolved, as many seeds together as their domain trains side by side; of all runs, or of those whose name
+        begins so."""
         jobs: list[Job] = []
-        for _, named in groupby(self.runs, lambda run: run[0].rpartition("/")[0]):
+        chosen = (run for run in self.runs() if run[0].startswith(only))
+        for _, named in groupby(chosen, lambda run: run[0].rpartition("/")[0]):
             runs = [(out / name, resolve(config)) for name, config in named]
             size = domain(runs[0][1]).SIDE_BY_SIDE
             for first in range(0, len(runs), size):
@@ -100,6 +105,8 @@ def _rates() -> Iterator[Named]:
 
 def chain_goal(horizon: int, success: float) -> int:
     """The goal that a walk with even odds from position 2, the mean of the starts, reaches about so often."""
+    from scipy.stats import binom
+
     return 2 + max(1, round(binom.isf(success, horizon, 0.5)))
 
 
@@ -137,6 +144,25 @@ def _cartpole_map() -> Iterator[Named]:
                 yield from _seeds(f"{horizon}/{low:g}/{agent}", config, SEEDS)
 
 
+def _dials() -> Iterator[Named]:
+    """One thing at a time, on two tasks, whose own value of it is among those compared."""
+    for env_id, episodes in ((CARTPOLE, 3_200), ("sppo/MountainCar-v0", 400)):
+        size, spread = task(env_id).episodes_per_update, START_SPREADS[env_id]
+        dials: dict[str, dict[Any, dict[str, Any]]] = {
+            "episodes per update": {n: {"settings": {"episodes_per_update": n}} for n in (size // 4, size, 4 * size)},
+            "start spread": {x: {"env_kwargs": {"start_spread": x}} for x in (spread / 5, spread, 2 * spread)},
+            "critic learning rate": {x: {"settings": {"critic_learning_rate": x}} for x in (1e-4, 1e-3, 1e-2)},
+            "critic warm-up": {n: {"settings": {"critic_warmup": n}} for n in (0, 5, 20)},
+        }
+        for dial, values in dials.items():
+            for value, changes in values.items():
+                for agent in ("ppo", "sppo"):
+                    config = RunConfig(
+                        agent=agent, env_id=env_id, total_episodes=episodes, n_evals=25, n_eval_episodes=100, **changes
+                    )
+                    yield from _seeds(f"{short_name(env_id)}/{dial}/{value:g}/{agent}", config, SEEDS)
+
+
 def _text() -> Iterator[Named]:
     """With settings of the task that are the same for all: see `tasks.TEXT_TASKS`."""
     for agent in AGENTS:
@@ -147,23 +173,27 @@ def _text() -> Iterator[Named]:
 STUDIES = {
     "figure": Study(
         question="Seven ways to give credit on the paper's five control tasks, at the same settings",
-        runs=tuple(_figure()),
+        runs=_figure,
     ),
     "rates": Study(
         question="Which of three learning rates is best for each of the seven, on seeds that no table reports",
-        runs=tuple(_rates()),
+        runs=_rates,
     ),
     "chain-map": Study(
         question="PPO and SPPO over horizon and success of the start policy, on a walk of known values",
-        runs=tuple(_chain_map()),
+        runs=_chain_map,
     ),
     "cartpole-map": Study(
         question="PPO and SPPO over horizon and success of the start policy, on Precision CartPole",
-        runs=tuple(_cartpole_map()),
+        runs=_cartpole_map,
+    ),
+    "dials": Study(
+        question="PPO and SPPO as one thing varies: batch size, spread of starts, the critic's rate and warm-up",
+        runs=_dials,
     ),
     "text": Study(
         question="The same seven on a language model that learns arithmetic",
-        runs=tuple(_text()),
+        runs=_text,
     ),
 }
 
@@ -192,10 +222,25 @@ class StudyCommand:
     """How many at a time; by default one per processor. No effect on results."""
 
     def __call__(self) -> None:
-        chosen = study(self.name)
-        runs = tuple(run for run in chosen.runs if run[0].startswith(self.only))
-        if not runs:
-            raise ValueError(f"no run of {self.name} begins with {self.only!r}; the first is {chosen.runs[0][0]}")
-        out = self.out or Path("runs") / self.name
-        print(f"{chosen.question}: {len(runs)} runs, to {out}")
-        execute(replace(chosen, runs=runs).jobs(out), processes=self.processes, resume=True)
+        chosen, out = study(self.name), self.out or Path("runs") / self.name
+        jobs = chosen.jobs(out, self.only)
+        if not jobs:
+            raise ValueError(f"no run of {self.name} begins with {self.only!r}; the first is {next(chosen.runs())[0]}")
+        print(f"{chosen.question}: {sum(len(configs) for configs, _ in jobs)} runs, to {out}")
+        execute(jobs, processes=self.processes, resume=True)
+        print(pack(load_runs(out)[0], out / f"{self.name}{ENDING}"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redraw:
+    """Print the tables of docs/RESULTS.md and draw its figures, from the packed runs of the studies."""
+
+    results: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")] = Path("docs/results")
+    """The folder of packed runs: NAME.json.gz for each study."""
+    out: Path = Path("docs/images")
+    """Where the figures go."""
+
+    def __call__(self) -> None:
+        from sppo.experiments.findings import redraw
+
+        print(redraw(self.results, self.out))
