@@ -51,7 +51,7 @@ $(READY_VLLM): setup.cfg pyproject.toml constraints-vllm.txt Makefile
 
 .PHONY: test-vllm
 test-vllm: $(READY_VLLM) ## the tests with vLLM on a CPU, in .venv-vllm
-	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q tests/test_vllm.py $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q tests/test_vllm*.py $(ARGS)
 
 .PHONY: lint
 lint: $(READY) ## ruff (rules and format) and mypy

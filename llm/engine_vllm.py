@@ -15,6 +15,7 @@ import math
 import os
 import random
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,13 +25,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from sppo.agents.batch import Choices
 from sppo.llm.engine import Completion, check_room, stop_tokens
-from sppo.llm.policy import Prefixes, TextPolicy
+from sppo.llm.policy import TextPolicy
 from sppo.llm.remote import ProcessDied, Remote
-from sppo.llm.weights import Weights, fingerprint, shared_folder
+from sppo.llm.weights import TOLERANCE, Answer, Request, Weights, check_arrived, fingerprint, shared_folder
 
 _log = logging.getLogger(__name__)
 
@@ -40,11 +39,6 @@ SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
-"""Of the probe's mean difference, in nats."""
-
-Request = tuple[list[int], int, int]  # prefix, most new tokens, seed
-Answer = tuple[list[int], list[float], bool]  # tokens, log-probabilities, whether a stop token ended it
 
 
 def require_vllm() -> None:
@@ -223,7 +217,7 @@ class VLLMEngine:
             self._call("llm_method", "wake_up", ["kv_cache"])
             self._asleep = False
         self._call("llm_method", "reset_prefix_cache")
-        self._probe()
+        check_arrived(self.policy, lambda requests: self._ask(requests, False), self.tolerance)
         self._synced = present
 
     def _weights(self) -> Weights:
@@ -249,24 +243,6 @@ class VLLMEngine:
         else:
             self._call("load", self._weights())
 
-    def _probe(self) -> None:
-        draw = np.random.default_rng(0)
-        prefixes = [draw.integers(len(self.policy.tokenizer), size=n) for n in (3, 5, 8, 8)]
-        answers = self._ask([(prefix.tolist(), 4, seed) for seed, prefix in enumerate(prefixes)], False)
-        tokens, engine = (pad_sequence([torch.tensor(a[i]) for a in answers], batch_first=True) for i in (0, 1))
-        valid = torch.arange(tokens.shape[1]) < torch.tensor([[len(a[0])] for a in answers])
-        inputs = Prefixes.of([torch.from_numpy(prefix) for prefix in prefixes])
-        choices = Choices(inputs=inputs, actions=tokens, logprobs=engine, valid=valid)
-        # Not without autograd: then ranks that share a policy would share out these rows, of which each has its own.
-        trainer = self.policy.evaluate(choices)[0].detach().cpu()
-        difference = float((trainer - engine)[valid].abs().mean())
-        if not difference <= self.tolerance:
-            raise RuntimeError(
-                f"the weights did not reach vLLM as they are: it gives the probe's tokens a mean log-probability of "
-                f"{float(engine[valid].mean()):.4g}, the trainer {float(trainer[valid].mean()):.4g}; they differ by "
-                f"{difference:.3g} on average, and may by {self.tolerance:g}"
-            )
-
 
 def gpu_sender(transfer: str, weights: Weights, call: Callable[..., Any], world_size: int) -> Any:
     """The trainer's end of vLLM's weight transfer."""
@@ -284,7 +260,13 @@ def gpu_sender(transfer: str, weights: Weights, call: Callable[..., Any], world_
             call("llm_method", "start_weight_update")
 
         def update_weights(self, info: Any) -> None:
-            call("llm_method", "update_weights", {"update_info": info})
+            try:
+                call("llm_method", "update_weights", {"update_info": info})
+            except ProcessDied as error:
+                if transfer == "nccl":  # meanwhile this process broadcasts to the server, and would for ever
+                    print(f"while weights were sent to it, {error}", file=sys.stderr, flush=True)
+                    os._exit(1)
+                raise
 
         def finish_weight_update(self, version: str | None = None) -> None:
             call("llm_method", "finish_weight_update", version)

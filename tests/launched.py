@@ -80,15 +80,20 @@ def family(pid: int) -> dict[int, str]:
     return found
 
 
-def rank(launcher: subprocess.Popen[str], n: int) -> int:
+def rank(launcher: subprocess.Popen[str], n: int = 1) -> int:
     """The process of a rank of torchrun: the first that it started with this number."""
     wanted = f"RANK={n}".encode()
     return min(p for p in family(launcher.pid) if wanted in Path(f"/proc/{p}/environ").read_bytes().split(b"\0"))
 
 
-def server(pid: int) -> int:
-    """The engine's server that a process has started, itself or through others; of several, the last."""
-    return max(p for p, args in family(pid).items() if "sppo.llm.remote" in args)
+def worker(launcher: subprocess.Popen[str]) -> int:
+    """The process that trains, where there are no ranks."""
+    return min(p for p, args in family(launcher.pid).items() if "resource_tracker" not in args)
+
+
+def server(launcher: subprocess.Popen[str]) -> int:
+    """The server of an engine; of several, the last."""
+    return max(p for p, args in family(launcher.pid).items() if "sppo.llm.remote" in args)
 
 
 def alive(pid: int) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("peft", reason="needs the extra sppo[lora]")
 
-from launched import CLI, TRAIN, assert_same_shared_run, done, ends, rank, reach, started, torchrun
+from launched import CLI, PATIENCE, TRAIN, assert_same_shared_run, done, ends, rank, reach, started, torchrun
 from small_runs import newest_checkpoint, records, sppo
 
 pytestmark = pytest.mark.slow
@@ -62,3 +63,14 @@ def test_another_number_of_ranks_is_refused_in_one_line(shared: Path, tmp_path: 
     assert f"{folder} holds another run: it is shared by 2 ranks, not by 1" in line
     alone = sppo(*TRAIN, "--out", folder, "--resume")
     assert alone.returncode == 1 and "it is shared by 2 ranks, not by no" in alone.stderr
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    """By torchrun, where one is asked for: with --standalone it takes a free one."""
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        launch = ("-m", "torch.distributed.run", "--nproc-per-node", 1, "--master-port", port)
+        with started(*launch, *CLI, *TRAIN, "--out", tmp_path / "run") as launcher:
+            said, _ = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode != 0 and not (tmp_path / "run").exists()
+    assert f"port: {port}" in said.splitlines()[-1] and "address already in use" in said.splitlines()[-1]

@@ -3,49 +3,31 @@
 from __future__ import annotations
 
 import copy
-import json
+import dataclasses
+import inspect
 import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fake_text import ToyTask
-from small_runs import assert_looks_whole, assert_same_run, quiet_run, records
+from small_runs import in_child
+from vllm_engines import KV, arithmetic, assert_same_distribution, generate, perturb, prompts, toy, trainers
 
 from sppo.agents import SPPO
-from sppo.agents.batch import Choices
-from sppo.experiments.config import RunConfig
-from sppo.experiments.run import run
-from sppo.llm.engine import Completion
 from sppo.llm.engine_hf import HFEngine
-from sppo.llm.engine_vllm import VLLMEngine
-from sppo.llm.policy import Prefixes, TextPolicy, critic_base, load_model, tiny_model
+from sppo.llm.engine_vllm import VLLMEngine, gpu_sender
+from sppo.llm.policy import critic_base
+from sppo.llm.remote import ProcessDied
 from sppo.llm.sampler import TextSampler
-from sppo.llm.sources import find_model
-from sppo.llm.tokenizer import character_tokenizer, load_tokenizer
+from sppo.llm.weights import Weights
 
 pytestmark = pytest.mark.vllm
-
-KV = 0.05  # GiB, hundreds of rows of these models
-
-
-def arithmetic(temperature: float = 0.7) -> TextPolicy:
-    source = find_model("arithmetic")
-    return TextPolicy(load_model(source), load_tokenizer(source), temperature=temperature)
-
-
-def toy(seed: int = 0) -> TextPolicy:
-    """A new model with heads as wide as vLLM's kernels want them."""
-    tokenizer = character_tokenizer("ab=;")
-    return TextPolicy(tiny_model(len(tokenizer), seed=seed, hidden=64, layers=2, heads=2), tokenizer)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["process", "server"])
@@ -53,41 +35,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[VLLMEngine]:
     engine = VLLMEngine(arithmetic(), server=request.param, kv_cache_gib=KV)
     yield engine
     engine.close()
-
-
-def prompts(policy: TextPolicy, n: int) -> list[torch.Tensor]:
-    texts = [f"{i + 3}-{7 * i % 20}=" for i in range(n)]  # what the model is unsure of
-    return [torch.tensor(policy.tokenizer(text)["input_ids"]) for text in texts]
-
-
-def generate(engine: VLLMEngine, prefixes: list[torch.Tensor], limit: int = 24, **kwargs: bool) -> list[Completion]:
-    options = {"greedy": False, **kwargs}
-    return engine.generate(prefixes, [limit] * len(prefixes), generator=np.random.default_rng(0), **options)
-
-
-def trainers(policy: TextPolicy, prefixes: list[torch.Tensor], done: list[Completion]) -> list[torch.Tensor]:
-    """Log-probabilities of the same tokens, by transformers."""
-    pad = torch.nn.utils.rnn.pad_sequence
-    tokens = pad([c.tokens for c in done], batch_first=True)
-    valid = torch.arange(tokens.shape[1]) < torch.tensor([[len(c.tokens)] for c in done])
-    choices = Choices(inputs=Prefixes.of(prefixes), actions=tokens, logprobs=torch.zeros(tokens.shape), valid=valid)
-    with torch.no_grad():
-        logprobs, _ = policy.evaluate(choices)
-    return [row[: len(c.tokens)] for row, c in zip(logprobs, done, strict=True)]
-
-
-def assert_same_distribution(engine: VLLMEngine, atol: float = 1e-5) -> None:
-    prefixes = prompts(engine.policy, 12)
-    done = generate(engine, prefixes)
-    for row, completion in zip(trainers(engine.policy, prefixes, done), done, strict=True):
-        torch.testing.assert_close(completion.logprobs, row, atol=atol, rtol=0)
-
-
-def perturb(policy: TextPolicy, size: float = 0.2) -> None:
-    """What an optimiser does, but through the flat tensor that a learner keeps the weights in."""
-    generator = torch.Generator().manual_seed(1)
-    for p in policy.parameters():
-        p.data.add_(size * p.std() * torch.randn(p.shape, generator=generator))
 
 
 def test_tokens_end_where_they_should_and_have_the_trainers_logprobs(engine: VLLMEngine) -> None:
@@ -189,6 +136,29 @@ def test_beginnings_are_read_once_for_a_group_and_forgotten_after_it(engine: VLL
     assert engine._call("llm_method", "generate", *asked)[0].num_cached_tokens == 0
 
 
+def test_between_rollouts_it_sleeps_and_wakes_to_new_weights(
+    engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU's memory is given back by; on a CPU, all but the memory."""
+    prefixes, called, call = prompts(engine.policy, 4), [], engine._call
+    want = [c.logprobs.tolist() for c in generate(engine, prefixes)]
+
+    def told(name: str, *args: Any) -> Any:
+        called.append((name, *args) if name == "llm_method" else name)
+        return call(name, *args)
+
+    monkeypatch.setitem(engine.options, "enable_sleep_mode", True)
+    monkeypatch.setattr(engine, "_call", told)
+    awake = ["generate", ("llm_method", "sleep", 2)]
+    assert [c.logprobs.tolist() for c in generate(engine, prefixes)] == want and called == awake
+    called.clear()
+    perturb(engine.policy, 0.0)
+    assert [c.logprobs.tolist() for c in generate(engine, prefixes)] == want
+    waking = [("llm_method", "wake_up", ["weights"]), "load", ("llm_method", "wake_up", ["kv_cache"])]
+    assert called == [*waking, ("llm_method", "reset_prefix_cache"), "generate", *awake]
+    engine.sync()
+
+
 def toy_sampler(engine: VLLMEngine, **options: int) -> TextSampler:
     policy = engine.policy
     critic = lambda: critic_base(policy.model, layers=1)  # noqa: E731
@@ -235,74 +205,6 @@ def test_a_server_that_dies_in_a_rollout_is_started_again_and_nothing_counts_twi
     assert time.monotonic() - started < 60
 
 
-KILLED = """
-import json, os, signal, sys, threading, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from small_runs import quiet_run
-from sppo.experiments.config import RunConfig
-
-def kill():
-    progress = Path({folder!r}) / "progress.jsonl"
-    while not progress.exists() or len(progress.read_text().splitlines()) < 2:
-        time.sleep(0.005)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-threading.Thread(target=kill, daemon=True).start()
-quiet_run([RunConfig(**json.loads({config!r}))], [Path({folder!r})])
-"""
-
-
-@pytest.mark.parametrize("engine", ["vllm", "vllm-server"])
-def test_a_killed_run_goes_on_bit_for_bit(engine: str, tmp_path: Path) -> None:
-    config = {
-        "env_id": "text/arithmetic",
-        "agent": "sppo",
-        "env_kwargs": {"train_size": 40, "test_size": 12},
-        "settings": {"episodes_per_update": 8, "n_minibatches": 2, "learning_rate": 1e-3},
-        "text": {"max_completion_length": 12, "critic_layers": 1, "threads": 1, "engine": engine, "kv_cache_gib": KV},
-        "total_episodes": 32,
-        "n_evals": 2,
-        "n_eval_episodes": 16,
-        "checkpoint_freq": 1,
-    }
-    run([RunConfig(**config)], [tmp_path / "whole"])
-    folder = tmp_path / "killed"
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder), config=json.dumps(config))
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert 0 < len(records(folder / "progress.jsonl")) < 4
-    quiet_run([RunConfig(**config)], [folder])
-    assert_same_run(folder, tmp_path / "whole")
-    assert_looks_whole(folder)
-
-
-def torchrun(folder: Path, mode: str, updates: int) -> subprocess.CompletedProcess[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = Path(__file__).parent / "vllm_ranks.py"
-    started = [*launch, str(script), str(folder), mode, str(updates)]
-    return subprocess.run(started, capture_output=True, text=True, check=False, timeout=600)
-
-
-@pytest.mark.parametrize("mode", ["process", "server"])
-def test_ranks_that_share_a_policy_learn_as_one_process_does(mode: str, tmp_path: Path) -> None:
-    """By torchrun, with the policy sharded: every rank has a vLLM of its own."""
-    done = torchrun(tmp_path, mode, 12)
-    assert done.returncode == 0, done.stderr
-    metrics = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
-    rates = [[m["rollout/success_rate"] for m in ranks] for ranks in metrics]
-    assert rates[0] == rates[1]
-    assert np.mean(rates[0][:2]) < 0.5 and np.mean(rates[0][-2:]) > 0.85, rates
-    assert max(m["sampling/logprob_difference"] for m in metrics[0]) < 1e-5
-
-
-def test_ranks_stop_when_a_server_dies(tmp_path: Path) -> None:
-    done = torchrun(tmp_path, "dies", 12)
-    assert done.returncode != 0 and "was ended by SIGKILL" in done.stderr, done.stderr
-    [killed] = re.findall(r"killed at ([\d.]+)", done.stdout)
-    assert time.time() - float(killed) < 60
-
-
 def test_adapters_arrive_as_adapters() -> None:
     pytest.importorskip("peft")
     from sppo.llm.lora import LoRA, lora_policy
@@ -326,3 +228,69 @@ def test_adapters_arrive_as_adapters() -> None:
 def test_devices_are_a_servers() -> None:
     with pytest.raises(ValueError, match="devices='1' are a server's"):
         VLLMEngine(toy(), devices="1")
+
+
+def test_options_for_gpus_are_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    monkeypatch.setattr(VLLMEngine, "_start", lambda self: None)
+    monkeypatch.setenv("RANK", "1")
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    for how, transfer, gpus in (
+        ({}, None, 1),
+        ({"server": True}, "ipc", 1),
+        ({"server": True, "devices": "1,2"}, "nccl", 2),
+    ):
+        engine = VLLMEngine(toy(), device=torch.device("cuda"), **how)
+        assert engine.transfer == transfer and engine.options["tensor_parallel_size"] == gpus
+        assert engine.options["enable_sleep_mode"] == ("devices" not in how), "else it has its GPUs to itself"
+        assert ("distributed_executor_backend" in engine.options) == (not how)
+        assert set(engine.options) <= known
+
+
+@pytest.mark.parametrize("transfer", ["ipc", "nccl"])
+def test_weights_for_gpus_go_as_vllm_asks(transfer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the sending: what vLLM's end is told, it has methods for."""
+    from vllm import LLM
+    from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+    monkeypatch.setattr(
+        WeightTransferTrainerFactory, "trainer_init", lambda info, client, source: (info, client, source)
+    )
+    policy, called = toy(), []
+    weights = Weights(policy, torch.bfloat16, policy.device)
+    info, client, source = gpu_sender(transfer, weights, lambda *call: called.append(call), 3)
+    assert info.backend == transfer and info.is_sender and info.packed and isinstance(client, VLLMWeightSyncClient)
+    assert info.world_size == 3 if transfer == "nccl" else info.packed_buffer_size_bytes >= 2**28
+    sent = [(name, weight.dtype, tuple(weight.shape)) for name, weight in source]
+    assert [tuple(entry) for entry in source.metadata()] == sent and len(sent) == len(dict(weights))
+    client.init_weight_transfer_engine({"packed": True})
+    client.start_weight_update()
+    client.update_weights({"names": []})
+    client.finish_weight_update()
+    assert [name for _, name, *_ in called] == [
+        "init_weight_transfer_engine",
+        "start_weight_update",
+        "update_weights",
+        "finish_weight_update",
+    ]
+    for kind, name, *args in called:
+        assert kind == "llm_method"
+        inspect.signature(getattr(LLM, name)).bind(None, *args)
+
+
+def test_a_server_that_dies_in_a_broadcast_takes_the_trainer_along(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Which would wait for it: nobody can end a broadcast."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+    def dies(*_: object) -> None:
+        raise ProcessDied("the process 7 was ended by SIGKILL")
+
+    monkeypatch.setattr(WeightTransferTrainerFactory, "trainer_init", lambda info, client, source: client)
+    policy = toy()
+    client = gpu_sender("nccl", Weights(policy, torch.float32, policy.device), dies, 2)
+    assert in_child(lambda: client.update_weights({})) == 1
+    assert capfd.readouterr().err == "while weights were sent to it, the process 7 was ended by SIGKILL\n"
