@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from sppo.experiments import stats
 from sppo.experiments.packed import ENDING, unpack
 from sppo.experiments.plots import INK, STYLE, colour_of, draw_curves, legend_of, save_figure
-from sppo.experiments.results import Run
+from sppo.experiments.results import Run, area
 from sppo.experiments.stats import Interval
 from sppo.experiments.studies import AGENTS, STUDIES
 from sppo.experiments.summary import Table, format_table, signed, summarize
@@ -29,11 +29,6 @@ class Cell(NamedTuple):
     success: float  # of the start policy, as measured before the first update
     gain: Interval  # area under the curve, the first agent's minus the second's
     seeds: int
-
-
-def area(run: Run) -> float:
-    """Under the learning curve, over the run's own budget."""
-    return stats.area_under_curve(run.evals["episodes"], run.evals["success_rate"], run.evals["episodes"][-1])
 
 
 def gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sppo.experiments.stats import Floats
+from sppo.experiments.stats import Floats, area_under_curve
 from sppo.experiments.tasks import TEXT
 
 EVAL_COLUMNS = ("episodes", "env_steps", "seconds", "success_rate")
@@ -37,6 +37,11 @@ class Run:
     progress: dict[str, Floats]  # tag -> (U,), one entry per update, NaN where nothing was recorded
     success_rate: float
     seconds: float
+
+
+def area(run: Run) -> float:
+    """Under the run's learning curve, over its own budget in episodes."""
+    return area_under_curve(run.evals["episodes"], run.evals["success_rate"], float(run.evals["episodes"][-1]))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from sppo.experiments.compare import Job, execute
+from sppo.experiments.compare import Job
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import domain, resolve
-from sppo.experiments.packed import ENDING, pack
-from sppo.experiments.results import load_runs
+from sppo.experiments.packed import ENDING, unpack
+from sppo.experiments.results import Run, area
 from sppo.experiments.tasks import TASKS, TEXT, short_name, task
 from sppo.llm.tasks.names import unknown
 
@@ -28,6 +26,7 @@ SEEDS = range(5)
 SWEEP_SEEDS = range(5, 8)
 """Of the learning-rate sweep: other seeds and other start policies than those reported."""
 RATES = (1e-4, 3e-4, 1e-3)
+COMMON_RATE = 3e-4
 HORIZONS = (10, 30, 100, 300, 1000)
 HOPPER = "sppo/Hopper-v0"
 CHAIN = "sppo/SparseChain-v0"
@@ -37,6 +36,8 @@ WINDOWS = {0.01: 0.03, 0.05: 0.2, 0.4: 0.6}
 """Of the success of start policies: low to high."""
 START_SPREADS = {CARTPOLE: 0.05, "sppo/MountainCar-v0": 0.1}
 """The tasks' own."""
+RESULTS = Path("docs/results")
+"""Packed runs of the studies: NAME.json.gz."""
 STARTS = Path("runs/starts")
 """Where those that do not ship are."""
 STEPS = 4_000_000
@@ -103,6 +104,26 @@ def _rates() -> Iterator[Named]:
             yield f"{rate:g}/{name}", config
 
 
+def best_rates(runs: Iterable[Run]) -> dict[tuple[str, str], float]:
+    """Of every task and agent of the sweep the learning rate with the greatest mean area under the curve."""
+    areas: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for run in runs:
+        of_rate = areas.setdefault((run.env_id, run.label), {})
+        of_rate.setdefault(run.config["settings"]["learning_rate"], []).append(area(run))
+    return {
+        key: max(of_rate, key=lambda rate: sum(of_rate[rate]) / len(of_rate[rate])) for key, of_rate in areas.items()
+    }
+
+
+def _tuned() -> Iterator[Named]:
+    """The figure again, where the sweep found a better learning rate than the common one."""
+    best = best_rates(unpack(RESULTS / f"rates{ENDING}"))
+    for name, config in _figure():
+        rate = best.get((config.env_id, config.agent), COMMON_RATE)
+        if rate != COMMON_RATE:
+            yield name, replace(config, settings={"learning_rate": rate})
+
+
 def chain_goal(horizon: int, success: float) -> int:
     """The goal that a walk with even odds from position 2, the mean of the starts, reaches about so often."""
     from scipy.stats import binom
@@ -128,7 +149,7 @@ def _chain_map() -> Iterator[Named]:
 
 
 def _cartpole_map() -> Iterator[Named]:
-    """From start policies cloned for each horizon into a window of success: `make starts` makes them."""
+    """From start policies cloned for each horizon into a window of success: see `study_commands.make_starts`."""
     for horizon in CARTPOLE_HORIZONS:
         for low in WINDOWS:
             for agent in ("ppo", "sppo", "reinforce"):
@@ -179,6 +200,10 @@ STUDIES = {
         question="Which of three learning rates is best for each of the seven, on seeds that no table reports",
         runs=_rates,
     ),
+    "tuned": Study(
+        question="The figure again, each with its best rate of the sweep",
+        runs=_tuned,
+    ),
     "chain-map": Study(
         question="PPO and SPPO over horizon and success of the start policy, on a walk of known values",
         runs=_chain_map,
@@ -207,40 +232,3 @@ def study(name: str) -> Study:
     if name not in STUDIES:
         raise ValueError(unknown("study", name, STUDIES))
     return STUDIES[name]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyCommand:
-    """Run one of the studies behind docs/RESULTS.md, or go on with it: its finished runs stay as they are."""
-
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help=f"One of: {', '.join(STUDIES)}.")]
-    only: str = ""
-    """Runs whose name begins so, such as: Pendulum-v0/ppo"""
-    out: Path | None = None
-    """The folder of its runs; by default runs/NAME."""
-    processes: int | None = None
-    """How many at a time; by default one per processor. No effect on results."""
-
-    def __call__(self) -> None:
-        chosen, out = study(self.name), self.out or Path("runs") / self.name
-        jobs = chosen.jobs(out, self.only)
-        if not jobs:
-            raise ValueError(f"no run of {self.name} begins with {self.only!r}; the first is {next(chosen.runs())[0]}")
-        print(f"{chosen.question}: {sum(len(configs) for configs, _ in jobs)} runs, to {out}")
-        execute(jobs, processes=self.processes, resume=True)
-        print(pack(load_runs(out)[0], out / f"{self.name}{ENDING}"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Redraw:
-    """Print the tables of docs/RESULTS.md and draw its figures, from the packed runs of the studies."""
-
-    results: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")] = Path("docs/results")
-    """The folder of packed runs: NAME.json.gz for each study."""
-    out: Path = Path("docs/images")
-    """Where the figures go."""
-
-    def __call__(self) -> None:
-        from sppo.experiments.findings import redraw
-
-        print(redraw(self.results, self.out))

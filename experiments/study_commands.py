@@ -1,0 +1,72 @@
+"""`sppo study` and `sppo redraw`: run what docs/RESULTS.md rests on, and draw it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sppo.experiments.compare import execute
+from sppo.experiments.packed import ENDING, pack
+from sppo.experiments.results import load_runs
+from sppo.experiments.studies import CARTPOLE, CARTPOLE_HORIZONS, RESULTS, SEEDS, STARTS, STUDIES, WINDOWS, study
+from sppo.experiments.tasks import short_name
+
+EXPERTS = Path("runs/experts")
+
+
+def make_starts() -> None:
+    """Experts for each horizon of the map over CartPole, and their clones, where they are missing."""
+    from sppo.experiments.experts import expert_config, train_expert
+    from sppo.experiments.sft import fits, sft_config
+
+    for horizon in CARTPOLE_HORIZONS:
+        env_kwargs = {"horizon": horizon}
+        expert = EXPERTS / f"h{horizon}" / short_name(CARTPOLE)
+        if not (expert / "episodes.safetensors").exists():
+            train_expert(CARTPOLE, expert, config=expert_config(CARTPOLE, env_kwargs=env_kwargs))
+        for low, high in WINDOWS.items():
+            folder = STARTS / f"{horizon}" / f"{low:g}"
+            if not (folder / short_name(CARTPOLE) / f"{SEEDS[-1]}.safetensors").exists():
+                fits(sft_config(CARTPOLE, env_kwargs=env_kwargs, low=low, high=high), expert, folder, len(SEEDS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCommand:
+    """Run one of the studies behind docs/RESULTS.md, or go on with it: its finished runs stay as they are."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help=f"One of: {', '.join(STUDIES)}.")]
+    only: str = ""
+    """Runs whose name begins so, such as: Pendulum-v0/ppo"""
+    out: Path | None = None
+    """The folder of its runs; by default runs/NAME."""
+    processes: int | None = None
+    """How many at a time; by default one per processor. No effect on results."""
+
+    def __call__(self) -> None:
+        chosen, out = study(self.name), self.out or Path("runs") / self.name
+        if any(config.start.startswith(str(STARTS)) for _, config in chosen.runs()):
+            make_starts()
+        jobs = chosen.jobs(out, self.only)
+        if not jobs:
+            raise ValueError(f"no run of {self.name} begins with {self.only!r}; the first is {next(chosen.runs())[0]}")
+        print(f"{chosen.question}: {sum(len(configs) for configs, _ in jobs)} runs, to {out}")
+        execute(jobs, processes=self.processes, resume=True)
+        print(pack(load_runs(out)[0], out / f"{self.name}{ENDING}"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redraw:
+    """Print the tables of docs/RESULTS.md and draw its figures, from the packed runs of the studies."""
+
+    results: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")] = RESULTS
+    """The folder of packed runs: NAME.json.gz for each study."""
+    out: Path = Path("docs/images")
+    """Where the figures go."""
+
+    def __call__(self) -> None:
+        from sppo.experiments.findings import redraw
+
+        print(redraw(self.results, self.out))
