@@ -1,4 +1,4 @@
-"""The command line: `sppo train | compare | experts | sft | eval | calibrate | plan | report | watch`."""
+"""The command line: `sppo train | compare | experts | sft | eval | calibrate | plan | recipe | report | watch`."""
 
 # ruff: noqa: E402 - the thread counts are set before NumPy is imported
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sppo.experiments.compare import JobFailed
 from sppo.experiments.evaluate import Eval
 from sppo.experiments.plan_command import PlanCommand
 from sppo.experiments.process import tune_process
+from sppo.experiments.recipes import ShowRecipe
 from sppo.experiments.run import Interrupted
 from sppo.experiments.run_commands import ENV_IDS, EVERY_ENV, Compare, Options, Train, env_ids_of, print_report
 from sppo.experiments.settings import json_values
@@ -123,6 +124,7 @@ Command = (
     | Eval
     | Calibrate
     | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
+    | Annotated[ShowRecipe, tyro.conf.subcommand("recipe")]
     | Report
     | Watch
 )

@@ -105,10 +105,14 @@ class Train:
     """The run's folder; by default runs/TASK/AGENT/seedK."""
     run: Shared = field(default_factory=RunOptions)
 
-    def __call__(self) -> None:
+    def chosen(self) -> RunConfig:
+        """The config that was asked for."""
         (env_id,) = _chosen((self.env,) if self.env else (), (self.task,) if self.task else ())
         config = replace(self.run.base(), agent=self.agent, env_id=env_id, seed=self.seed)
-        config = read_config(self.config) if self.config else config
+        return read_config(self.config) if self.config else config
+
+    def __call__(self) -> None:
+        config = self.chosen()
         out = self.out or Path("runs") / short_name(config.env_id) / config.agent / f"seed{config.seed}"
         if self.run.dry_run:
             _show([([resolve(config)], [out])], self.run.resume)

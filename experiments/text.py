@@ -124,6 +124,8 @@ def _make_agent(config: RunConfig) -> Agent:
     source, task = find_model(config.start), training_task(config)
     tokenizer = load_tokenizer(source)
     policy = TextPolicy(load_model(source), tokenizer, temperature=text.temperature, dtype=getattr(torch, text.dtype))
+    if ranks() is None:
+        policy.to(device())
     if text.lora_rank is not None:
         from sppo.llm.lora import lora_policy
 
@@ -142,6 +144,11 @@ def _make_agent(config: RunConfig) -> Agent:
         sampler.learner = shared_learner(text, config.settings["microbatch_size"])  # type: ignore[attr-defined]
     kind = AGENTS[config.agent]
     return kind(sampler, config=make(kind.Config, config.settings))
+
+
+def device() -> torch.device:
+    """Where a process works that shares its run with no other: the first GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_engine(policy: TextPolicy, text: TextConfig) -> Engine:
@@ -187,7 +194,7 @@ def _check_tokens(critic: str, tokenizer: Any) -> None:
 def _other_body(name: str, policy: TextPolicy) -> Any:
     """Another model for the critic to start from, computing as the policy does."""
     _check_tokens(name, policy.tokenizer)
-    model: Any = load_model(find_model(name))
+    model: Any = load_model(find_model(name)).to(policy.device)
     model.base_model.products = policy.model.base_model.products
     return model
 

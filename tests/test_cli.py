@@ -22,6 +22,7 @@ from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.memory import Setting
 from sppo.experiments.plan_command import PlanCommand
 from sppo.experiments.process import locked
+from sppo.experiments.recipes import ShowRecipe
 from sppo.experiments.run_commands import RunOptions
 from sppo.experiments.settings import make
 from sppo.experiments.tasks import TASKS
@@ -34,14 +35,16 @@ COMMANDS = {
     "eval": (cli.Eval,),
     "calibrate": (cli.Calibrate,),
     "plan": (PlanCommand, Setting),
+    "recipe": (ShowRecipe,),
     "report": (cli.Report,),
     "watch": (cli.Watch,),
 }
 POSITIONAL = {
-    ("report", "out"): "FOLDER",
+    ("report", "source"): "SOURCE",
     ("watch", "run"): "RUN",
     ("calibrate", "run"): "RUN",
     ("plan", "model"): "MODEL",
+    ("recipe", "name"): "NAME",
 }
 CHAIN_ID = "sppo/SparseChain-v0"
 

@@ -16,7 +16,8 @@ import pyarrow.parquet as parquet
 from fake_text import toy_policy
 
 from sppo.experiments import evaluate, scores
-from sppo.experiments.evaluate import Eval, respond
+from sppo.experiments.asking import respond
+from sppo.experiments.evaluate import Eval
 from sppo.experiments.tasks import task as about_task
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.tasks import Prompt, Score, TaskBase, make_task

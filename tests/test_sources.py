@@ -97,6 +97,7 @@ def test_models_are_found_by_short_name_folder_file_and_hub_name(tmp_path: Path)
     (tmp_path / "x.gguf").touch()
     assert find_model(str(tmp_path / "x.gguf")) == str(tmp_path / "x.gguf")
     assert find_model("owner/model") == "owner/model"
+    assert find_model("r1-distill-qwen-7b") == "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
     assert set(model_names()) >= {"arithmetic", "smollm2"}
 
 

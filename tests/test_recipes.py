@@ -1,0 +1,253 @@
+"""Recipes: their lines are what they say, and each runs with a small model of its family and the real data files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import string
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
+pytest.importorskip("pyarrow", reason="needs the extra sppo[data]")
+pytest.importorskip("math_verify", reason="needs the extra sppo[math]")
+
+import transformers
+from pyarrow import parquet
+from small_runs import assert_looks_whole, assert_same_run, newest_checkpoint, records
+
+from sppo.experiments import prompts, ranks, text_memory
+from sppo.experiments.config import RunConfig
+from sppo.experiments.domains import resolve
+from sppo.experiments.evaluate import Eval
+from sppo.experiments.memory import GIB
+from sppo.experiments.recipes import RECIPES, ShowRecipe, eval_line, run_config, teach_line, train_line
+from sppo.experiments.run import run
+from sppo.experiments.run_commands import Train
+from sppo.experiments.shared_run import run_shared
+from sppo.llm.tasks.rows import find_data
+from sppo.llm.tokenizer import character_tokenizer
+
+RUNS = [(name, agent) for name, it in RECIPES.items() for agent in it.agents]
+SMOKE = [("dapo-7b-small-critic", "sppo"), ("gsm8k-135m", "grpo")]
+FILES = {  # in a small folder of data -> the real file that its first rows are of; DAPO stands in for DeepScaleR
+    "dapo-math-17k.parquet": "dapo-math-17k.parquet",
+    "deepscaler.parquet": "dapo-math-17k.parquet",
+    "math500.parquet": "math500.parquet",
+    "amc23.parquet": "amc23.parquet",
+    "gsm8k-train.jsonl": "gsm8k-train.jsonl",
+    "gsm8k-test.jsonl": "gsm8k-test.jsonl",
+}
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}\n{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The first 40 rows of each real file, as the whole data there is."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, real in FILES.items():
+        try:
+            source = find_data((real,))
+        except FileNotFoundError as error:
+            pytest.skip(f"the real data files are not at hand: {error}")
+        if source.suffix == ".parquet":
+            parquet.write_table(parquet.read_table(source).slice(0, 40), folder / name)
+        else:
+            (folder / name).write_text("".join(source.read_text().splitlines(keepends=True)[:40]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPPO_DATA", str(folder))
+        forget()
+        yield folder
+    forget()
+
+
+def forget() -> None:
+    """What was read from another folder."""
+    prompts._cached.cache_clear()
+    text_memory._longest_prompt.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random model of two layers of each family, the critic's of one; all read the same characters."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = character_tokenizer(string.printable)
+    tokenizer.chat_template = TEMPLATE
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    qwen, llama = transformers.Qwen2Config, transformers.LlamaConfig
+    kinds = {"r1-distill-qwen-7b": (qwen, 2), "r1-distill-qwen-1.5b": (qwen, 1), "smollm2": (llama, 2)}
+    for name, (config, layers) in kinds.items():
+        transformers.set_seed(0)
+        made = config(**shape, num_hidden_layers=layers)
+        transformers.AutoModelForCausalLM.from_config(made).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return {name: folder / name for name in kinds}
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process as the only one that torchrun started."""
+    one = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "localhost"}
+    for name, value in {**one, "MASTER_PORT": 29000 + os.getpid() % 1000}.items():
+        monkeypatch.setenv(name, str(value))
+    ranks.ranks.cache_clear()
+    yield
+    if ranks.ranks.cache_info().currsize:
+        ranks.ranks().leave()
+    ranks.ranks.cache_clear()
+
+
+def small(config: RunConfig, models: dict[str, Path]) -> RunConfig:
+    """Three updates of a few short responses; everything else is the recipe's."""
+    per_prompt = {"grpo": 8, "rloo": 5 if "preset" in config.settings else 4}.get(config.agent, 2)
+    start = config.start if config.start in models else "smollm2"
+    critic = config.text.get("critic")
+    return replace(
+        config,
+        start=str(models["r1-distill-qwen-7b" if start.startswith("r1") else start]),
+        settings={**config.settings, "episodes_per_update": 2 * per_prompt, "n_minibatches": 2, "microbatch_size": 4},
+        text={
+            **config.text,
+            "engine": "hf",
+            "kv_cache_gib": None,
+            "max_completion_length": 8,
+            "max_prompt_length": 400,
+            "threads": 1,
+            **({} if critic is None else {"critic": str(models[critic])}),
+        },
+        total_seconds=None,
+        total_episodes=5 * per_prompt,
+        n_evals=1,
+        n_eval_episodes=4,
+        checkpoint_freq=1,
+    )
+
+
+class Stopped(Exception):
+    """By the test."""
+
+
+def train(config: RunConfig, folder: Path, stop_after: int = 99) -> None:
+    """To the end, or to just before the checkpoint of this update."""
+    shares: list[float] = []
+
+    def report(folder: Path, share: float, success: float) -> None:
+        shares.append(share)
+        if len(shares) == stop_after:
+            raise Stopped
+
+    if ranks.started() is None:
+        run([config], [folder], resume=True, report=report)
+    else:
+        run_shared(config, folder, ranks.ranks(), resume=True, report=report)
+
+
+@pytest.mark.parametrize(
+    ("name", "agent"), [r if r in SMOKE else pytest.param(*r, marks=pytest.mark.slow) for r in RUNS]
+)
+def test_a_recipe_trains_is_evaluated_stops_and_goes_on_bit_for_bit(
+    name: str, agent: str, data: Path, models: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if RECIPES[name].ranks:
+        request.getfixturevalue("one_rank")
+    config = small(run_config(name, agent), models)
+    whole, stopped = tmp_path / "runs" / name / agent / "seed0", tmp_path / "stopped"
+    train(config, whole)
+    assert_looks_whole(whole)
+    assert len(records(whole / "evals.jsonl")) >= 2 and len(records(whole / "progress.jsonl")) >= 2
+    with pytest.raises(Stopped):
+        train(config, stopped, stop_after=2)
+    assert newest_checkpoint(stopped).name == "00000001"
+    train(config, stopped)
+    assert_same_run(stopped, whole)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (stopped, whole)]
+    assert weights[0] == weights[1]
+
+    line = eval_line(name, agent, tmp_path / "runs")
+    if RECIPES[name].benchmarks:
+        assert line is not None and line[line.index("--task") + 1 :][:2] == ["amc23", "math500"], "the files at hand"
+        fewer = "--engine hf --dtype float32 --prompts 2 --n 2 --max-completion-length 8 --threads 1".split()
+        tyro.cli(Eval, args=[*line[2:], *fewer])()
+        assert "amc23" in (tmp_path / "runs" / "eval" / name / agent / "summary.md").read_text()
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "agent"), RUNS)
+def test_a_line_is_its_run(name: str, agent: str) -> None:
+    begin, *words = " ".join(train_line(name, agent)).split(" train ")
+    it = RECIPES[name]
+    assert begin == (f"torchrun --nproc-per-node {it.ranks} -m sppo.experiments.cli" if it.ranks else "sppo")
+    command = tyro.cli(Train, args=words[0].split())
+    assert command.chosen() == run_config(name, agent)
+    assert command.out == Path("runs") / name / agent / "seed0"
+    if it.taught:
+        teach = teach_line(name)
+        assert teach is not None and teach[-1] == run_config(name, agent).start, "it starts from what is taught"
+
+
+def test_the_published_settings_are_there(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, prompt, decay in (("deepscaler-1.5b", 1024, 0.01), ("dapo-7b", 2048, 0.1)):
+        for agent in RECIPES[name].agents:
+            config = resolve(run_config(name, agent))
+            s, t = config.settings, config.text
+            assert (s["learning_rate"], s["n_epochs"], s["clip_range"], s["max_grad_norm"]) == (1e-6, 1, 0.2, 1.0)
+            assert (s["weight_decay"], s["kl_coef"]) == (decay, 0.001 if agent in ("rloo", "remax") else 0.0)
+            assert (t["temperature"], t["max_prompt_length"], t["max_completion_length"]) == (0.6, prompt, 8192)
+            assert (s["critic_warmup"], s.get("num_generations")) == (
+                50 if agent == "ppo" else 0,
+                {"grpo": 8, "rloo": 5}.get(agent),
+            )
+    small_critic = resolve(run_config("dapo-7b-small-critic", "sppo"))
+    assert small_critic.text["critic"] == "r1-distill-qwen-1.5b"
+    assert small_critic.settings["critic_learning_rate"] == 5e-6
+
+
+def test_a_rank_of_each_recipe_fits_80_gib_and_the_page_says_how(
+    data: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (root / "docs" / "RECIPES.md").read_text()
+    shown = " ".join(page.replace("\\\n", " ").split())
+    assert " ".join(train_line("dapo-7b-small-critic", "sppo")) in shown
+    for name, agent in RUNS:
+        it = RECIPES[name]
+        with monkeypatch.context() as patch:
+            if it.ranks:
+                patch.setenv("RANK", "0")
+                patch.setenv("WORLD_SIZE", str(it.ranks))
+            patch.setattr(text_memory, "_longest_prompt", lambda *_, n=2048 if it.ranks else 300: n)  # tokens
+            config = resolve(replace(run_config(name, agent), start="arithmetic"))
+            made = text_memory.memory_plan(replace(config, start=it.model), on_gpu=True)
+        assert made.peak < 78 * GIB, (name, agent)
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` | {agent} |")]
+        assert f"| {made.peak / GIB:.1f} |" in row, (name, agent, made.peak / GIB)
+
+
+def test_the_command_lists_and_prints_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    ShowRecipe()()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(RECIPES)
+    ShowRecipe(name="gsm8k-135m", agents=("sppo", "ppo"))()
+    said = capsys.readouterr().out.splitlines()
+    assert said == [*(" ".join(line) for line in lines("gsm8k-135m", "sppo", "ppo")), "sppo report runs/gsm8k-135m"]
+    with pytest.raises(ValueError, match="unknown recipe 'dapo-7'; did you mean 'dapo-7b'"):
+        ShowRecipe(name="dapo-7")()
+    with pytest.raises(ValueError, match="recipe dapo-7b-small-critic: unknown agent 'ppo'; did you mean 'sppo'"):
+        ShowRecipe(name="dapo-7b-small-critic", agents=("ppo",))()
+
+
+def lines(name: str, *agents: str) -> list[Any]:
+    return [teach_line(name), *(train_line(name, agent) for agent in agents)]
