@@ -34,8 +34,6 @@ CARTPOLE = "sppo/PrecisionCartPole-v0"
 CARTPOLE_HORIZONS = (25, 50, 100, 200, 400)
 WINDOWS = {0.01: 0.03, 0.05: 0.2, 0.4: 0.6}
 """Of the success of start policies: low to high."""
-START_SPREADS = {CARTPOLE: 0.05, "sppo/MountainCar-v0": 0.1}
-"""The tasks' own."""
 RESULTS = Path("docs/results")
 """Packed runs of the studies: NAME.json.gz."""
 STARTS = Path("runs/starts")
@@ -166,22 +164,25 @@ def _cartpole_map() -> Iterator[Named]:
 
 
 def _dials() -> Iterator[Named]:
-    """One thing at a time, on two tasks, whose own value of it is among those compared."""
-    for env_id, episodes in ((CARTPOLE, 3_200), ("sppo/MountainCar-v0", 400)):
-        size, spread = task(env_id).episodes_per_update, START_SPREADS[env_id]
-        dials: dict[str, dict[Any, dict[str, Any]]] = {
+    """One thing at a time, on three tasks, whose own value of it is among those compared."""
+    rare = {"horizon": 100, "goal": chain_goal(100, 0.01)}
+    for base, spreads in (
+        (RunConfig(env_id=CARTPOLE, total_episodes=3_200), (0.01, 0.05, 0.1)),
+        (RunConfig(env_id="sppo/MountainCar-v0", total_episodes=400), (0.02, 0.1, 0.2)),
+        (RunConfig(env_id=CHAIN, env_kwargs=rare, start="none", total_episodes=3_200), (0, 4, 20)),
+    ):
+        size = task(base.env_id).episodes_per_update
+        dials: dict[str, dict[float, dict[str, Any]]] = {
             "episodes per update": {n: {"settings": {"episodes_per_update": n}} for n in (size // 4, size, 4 * size)},
-            "start spread": {x: {"env_kwargs": {"start_spread": x}} for x in (spread / 5, spread, 2 * spread)},
+            "start spread": {x: {"env_kwargs": {**base.env_kwargs, "start_spread": x}} for x in spreads},
             "critic learning rate": {x: {"settings": {"critic_learning_rate": x}} for x in (1e-4, 1e-3, 1e-2)},
             "critic warm-up": {n: {"settings": {"critic_warmup": n}} for n in (0, 5, 20)},
         }
         for dial, values in dials.items():
             for value, changes in values.items():
                 for agent in ("ppo", "sppo"):
-                    config = RunConfig(
-                        agent=agent, env_id=env_id, total_episodes=episodes, n_evals=25, n_eval_episodes=100, **changes
-                    )
-                    yield from _seeds(f"{short_name(env_id)}/{dial}/{value:g}/{agent}", config, SEEDS)
+                    config = replace(base, agent=agent, n_evals=25, n_eval_episodes=100, **changes)
+                    yield from _seeds(f"{short_name(base.env_id)}/{dial}/{value:g}/{agent}", config, SEEDS)
 
 
 def _text() -> Iterator[Named]:
