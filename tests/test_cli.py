@@ -106,7 +106,7 @@ def options(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     option = ""
     for line in plain(text).splitlines():
-        new = re.match(r" *(?:--[a-z-]+ [^,]+, )?(--[a-z-]+|RUN|FOLDER|MODEL)", line)  # an alias goes first
+        new = re.match(r" *(?:--[a-z-]+ [^,]+, )?(--[a-z-]+|RUN|SOURCE|MODEL|NAME)", line)  # an alias goes first
         option = new[1] if new else option
         said = re.split(r" {2,}", line.strip() if new else "  " + line.strip(), maxsplit=1)[1:]
         found[option] = (found.get(option, "") + " " + " ".join(said)).split("(default")[0].strip()
