@@ -32,12 +32,15 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
     rows = min(n, settings["microbatch_size"] or -(-n // settings["n_minibatches"]))
     task: Any = training_task(config)
     longest = _longest_prompt(config.start, task)
+    prompt = min(longest, text.max_prompt_length or longest)
+    if settings["microbatch_steps"] is not None:
+        rows = min(rows, max(1, settings["microbatch_steps"] // (prompt + text.max_completion_length)))
     setting = Setting(
         ranks=size,
         rows=-(-rows // size),
         value_rows=-(-(n if text.ranks is None else rows) // size),
         generated=min(text.generation_batch_size, -(-n // size)),
-        prompt=min(longest, text.max_prompt_length or longest),
+        prompt=prompt,
         response=text.max_completion_length,
         dtype=text.shard_dtype if text.ranks else text.dtype,
         checkpointing=text.checkpointing,

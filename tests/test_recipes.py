@@ -30,6 +30,7 @@ from sppo.experiments.recipes import RECIPES, ShowRecipe, eval_line, run_config,
 from sppo.experiments.run import run
 from sppo.experiments.run_commands import Train
 from sppo.experiments.shared_run import run_shared
+from sppo.llm import sft_command
 from sppo.llm.tasks.rows import find_data
 from sppo.llm.tokenizer import character_tokenizer
 
@@ -113,11 +114,10 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def small(config: RunConfig, models: dict[str, Path]) -> RunConfig:
     """Three updates of a few short responses; everything else is the recipe's."""
     per_prompt = {"grpo": 8, "rloo": 5 if "preset" in config.settings else 4}.get(config.agent, 2)
-    start = config.start if config.start in models else "smollm2"
     critic = config.text.get("critic")
     return replace(
         config,
-        start=str(models["r1-distill-qwen-7b" if start.startswith("r1") else start]),
+        start=str(models["r1-distill-qwen-7b"]) if config.start.startswith("r1") else config.start,
         settings={**config.settings, "episodes_per_update": 2 * per_prompt, "n_minibatches": 2, "microbatch_size": 4},
         text={
             **config.text,
@@ -134,6 +134,17 @@ def small(config: RunConfig, models: dict[str, Path]) -> RunConfig:
         n_eval_episodes=4,
         checkpoint_freq=1,
     )
+
+
+def teach(name: str, out: Path, models: dict[str, Path]) -> None:
+    """The model that a recipe starts from, in two gradient steps."""
+    line = teach_line(name, out)
+    assert line is not None and line[:3] == ["python", "-m", "sppo.llm.sft"]
+    words = [str(models["smollm2"]) if word == RECIPES[name].model else word for word in line[3:]]
+    few = "--gradient-steps 2 --batch-size 4 --check-demonstrations 4 --max-completion-length 700 --threads 1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["sft", *words, *few.split()])
+        sft_command.main()
 
 
 class Stopped(Exception):
@@ -163,7 +174,9 @@ def test_a_recipe_trains_is_evaluated_stops_and_goes_on_bit_for_bit(
 ) -> None:
     if RECIPES[name].ranks:
         request.getfixturevalue("one_rank")
-    config = small(run_config(name, agent), models)
+    if RECIPES[name].taught:
+        teach(name, tmp_path / "runs", models)
+    config = small(run_config(name, agent, tmp_path / "runs"), models)
     whole, stopped = tmp_path / "runs" / name / agent / "seed0", tmp_path / "stopped"
     train(config, whole)
     assert_looks_whole(whole)
