@@ -17,8 +17,8 @@ from sppo.experiments.packed import ENDING, unpack
 from sppo.experiments.plots import INK, STYLE, colour_of, draw_curves, legend_of, save_figure
 from sppo.experiments.results import Run, area
 from sppo.experiments.stats import Interval
-from sppo.experiments.studies import AGENTS, STUDIES
-from sppo.experiments.summary import Table, format_table, signed, summarize
+from sppo.experiments.studies import AGENTS, RATES, STUDIES, best_rates
+from sppo.experiments.summary import Table, bounds, format_table, signed, summarize
 from sppo.experiments.tasks import short_name
 
 
@@ -71,11 +71,10 @@ def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figur
             for y, row in enumerate(rows):
                 for x, c in enumerate(row):
                     sure = c.gain.low > 0 or c.gain.high < 0
-                    bounds = f"[{signed(c.gain.low)}, {signed(c.gain.high)}]"
                     ax.text(
                         x,
                         y,
-                        f"{signed(c.gain.estimate)}\n{bounds}\nfrom {c.success:.0%}",
+                        f"{signed(c.gain.estimate)}\n{bounds(c.gain, signed)}\nfrom {c.success:.0%}",
                         ha="center",
                         va="center",
                         fontsize=7,
@@ -135,9 +134,84 @@ def _figure(runs: Path, images: Path) -> str:
 
 
 def _text(runs: Path, images: Path) -> str:
-    table = summarize(runs, _in_order(runs), threshold=0.6)
+    table = summarize(runs, _in_order(runs), threshold=TEXT_THRESHOLD)
     save_figure(draw_tasks(table), images / "text")
-    return format_table(table)
+    return f"{format_table(table)}\n\n{_seconds_table(table)}"
+
+
+def seconds_to(run: Run, threshold: float) -> float:
+    """Of the processor, sampling and learning, until an evaluation reaches the threshold; inf where none does."""
+    return stats.first_crossing(run.evals["cpu_seconds"], run.evals["success_rate"], threshold)
+
+
+def _seconds_table(table: Table) -> str:
+    lines = [f"Processor seconds to {table.threshold:.0%} of held-out prompts, median of the seeds, and over SPPO's"]
+    for env_id in table.env_ids:
+        medians = {
+            agent: float(np.median([seconds_to(run, table.threshold) for run in table.runs_of(env_id, agent)]))
+            for agent in table.agents
+        }
+        own = medians.get("sppo", np.nan)
+        lines += [f"  {short_name(env_id)}  {agent:10}{m:8.0f} s  x {m / own:.2f}" for agent, m in medians.items()]
+    return "\n".join(lines)
+
+
+def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> Figure:
+    """A row per task, a column per dial: the mean area of each agent at each value, with its interval."""
+    grid: dict[str, dict[str, dict[str, list[Run]]]] = {}
+    for run in runs:
+        task, dial, value, *_ = run.name.split("/")
+        grid.setdefault(task, {}).setdefault(dial, {}).setdefault(value, []).append(run)
+    with matplotlib.rc_context(STYLE):
+        columns = max(map(len, grid.values()))
+        figure = Figure(figsize=(2.9 * columns, 2.4 * len(grid) + 0.4), layout="constrained")
+        axes = figure.subplots(len(grid), columns, squeeze=False, sharey="row")
+        for row, (task, dials) in zip(axes, grid.items(), strict=True):
+            for ax, (dial, values) in zip(row, dials.items(), strict=True):
+                for agent in agents:
+                    at = [_mean_area([run for run in here if run.label == agent]) for here in values.values()]
+                    x = np.arange(len(values)) + 0.08 * (agents.index(agent) - 0.5)
+                    middle = np.array([interval.estimate for interval in at])
+                    ends = np.array([[i.estimate - i.low for i in at], [i.high - i.estimate for i in at]])
+                    colour = colour_of(agents, agent)
+                    ax.errorbar(x, middle, ends, fmt="o-", color=colour, markersize=4, capsize=2, label=agent)
+                ax.set_xticks(range(len(values)), list(values))
+                ax.set_xlabel(dial)
+            row[0].set_ylabel(f"{task}\narea under the curve")
+        axes[0, 0].legend(title=f"n = {len(next(iter(values.values()))) // len(agents)} seeds")
+    return figure
+
+
+def _mean_area(runs: Sequence[Run]) -> Interval:
+    return stats.bootstrap_interval([area(run) for run in runs], 0, statistic=stats.mean_statistic)
+
+
+def _dials(runs: Path, images: Path) -> str:
+    loaded = unpack(runs)
+    save_figure(draw_dials(loaded), images / "dials")
+    lines = ["Area under the curve, sppo - ppo, as one thing varies, [95% bootstrap interval over paired seeds]"]
+    settings: dict[str, list[Run]] = {}
+    for run in loaded:
+        settings.setdefault(run.name.rsplit("/", 2)[0], []).append(run)
+    for name, here in settings.items():
+        difference, n = gain(here, "sppo", "ppo")
+        lines.append(f"  {name:55}  {signed(difference.estimate)} {bounds(difference, signed)}  n = {n}")
+    return "\n".join(lines)
+
+
+def _rates(runs: Path, images: Path) -> str:
+    """The mean area at each learning rate, the best marked."""
+    loaded = unpack(runs)
+    best = best_rates(loaded)
+    lines = [
+        f"Mean area by learning rate, seeds {min(r.seed for r in loaded)} to {max(r.seed for r in loaded)}; * best"
+    ]
+    for env_id, agent in sorted(best, key=lambda key: (key[0], AGENTS.index(key[1]))):
+        mine = [run for run in loaded if (run.env_id, run.label) == (env_id, agent)]
+        areas = {rate: [area(r) for r in mine if r.config["settings"]["learning_rate"] == rate] for rate in RATES}
+        cells_ = [f"{np.mean(a):.3f}{'*' if rate == best[env_id, agent] else ' '}" for rate, a in areas.items() if a]
+        lines.append(f"  {short_name(env_id):22}{agent:10}  " + "  ".join(cells_))
+    return "\n".join(lines)
 
 
 def _map_table(name: str, rows: list[list[Cell]], agent: str, other: str) -> str:
@@ -146,7 +220,7 @@ def _map_table(name: str, rows: list[list[Cell]], agent: str, other: str) -> str
         for c in row:
             lines.append(
                 f"  horizon {c.x:5g}  start success {c.success:.3f}  {signed(c.gain.estimate)} "
-                f"[{signed(c.gain.low)}, {signed(c.gain.high)}]  n = {c.seeds}"
+                f"{bounds(c.gain, signed)}  n = {c.seeds}"
             )
     return "\n".join(lines)
 
@@ -156,7 +230,8 @@ def _maps(results: Path, images: Path) -> list[str]:
     found = {name: unpack(results / f"{name}{ENDING}") for name in MAPS if (results / f"{name}{ENDING}").exists()}
     told = []
     for agent, other in (("sppo", "ppo"), ("sppo", "reinforce")):
-        maps = {MAPS[name]: cells(runs, agent, other) for name, runs in found.items()}
+        both = {name: runs for name, runs in found.items() if {agent, other} <= {run.label for run in runs}}
+        maps = {MAPS[name]: cells(runs, agent, other) for name, runs in both.items()}
         if maps:
             save_figure(draw_map(maps, agent, other), images / f"map-{agent}-{other}")
             told += [_map_table(title, rows, agent, other) for title, rows in maps.items()]
@@ -164,7 +239,8 @@ def _maps(results: Path, images: Path) -> list[str]:
 
 
 MAPS = {"chain-map": "SparseChain", "cartpole-map": "Precision CartPole"}
-DRAWN: dict[str, Callable[[Path, Path], str]] = {"figure": _figure, "text": _text}
+DRAWN: dict[str, Callable[[Path, Path], str]] = {"figure": _figure, "rates": _rates, "dials": _dials, "text": _text}
+TEXT_THRESHOLD = 0.5
 
 
 def redraw(results: Path, images: Path) -> str:

@@ -1,0 +1,102 @@
+"""What the studies found, on runs of known curves; and the committed figures, drawn again."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sppo.experiments.findings import cells, draw_dials, draw_map, gain, redraw, seconds_to
+from sppo.experiments.packed import pack
+from sppo.experiments.results import Run
+from sppo.experiments.studies import RESULTS
+
+
+def level(name: str, height: float, first: float | None = None, **about: Any) -> Run:
+    """A run whose curve is level at a height, after the first evaluation."""
+    *_, label, seed = name.split("/")
+    success = np.array([height if first is None else first, height, height])
+    episodes, seconds = np.array([0.0, 1e-9, 10.0]), np.array([0.0, 5.0, 9.0])
+    return Run(
+        name=name,
+        label=label,
+        env_id=about.pop("env_id", "sppo/SparseChain-v0"),
+        seed=int(seed.removeprefix("seed")),
+        config={"agent": label, "settings": {"learning_rate": 3e-4}},
+        evals={"episodes": episodes, "env_steps": episodes * 8, "success_rate": success}
+        | {"seconds": seconds, "cpu_seconds": seconds},
+        progress={},
+        success_rate=height,
+        seconds=9.0,
+        **about,
+    )
+
+
+def grid() -> list[Run]:
+    """SPPO minus PPO is 0.1 at horizon 10, -0.2 at 100 where success is rare, and nothing where it is not."""
+    gaps = {("10", "0.01"): 0.1, ("100", "0.01"): -0.2, ("10", "0.5"): 0.0, ("100", "0.5"): 0.0}
+    return [
+        level(
+            f"{horizon}/{start}/{agent}/seed{seed}", 0.5 + 0.01 * seed + (gap if agent == "sppo" else 0), float(start)
+        )
+        for (horizon, start), gap in gaps.items()
+        for agent in ("ppo", "sppo")
+        for seed in range(3)
+    ]
+
+
+def test_a_gain_pairs_seeds() -> None:
+    """Heights .50, .51, .52 against .60, .61, .62: seeds differ, the difference does not."""
+    difference, n = gain([r for r in grid() if r.name.startswith("10/0.01")], "sppo", "ppo")
+    assert n == 3
+    np.testing.assert_allclose(difference, [0.1, 0.1, 0.1])
+
+
+def test_a_gain_without_common_seeds_is_refused() -> None:
+    with pytest.raises(ValueError, match="sppo and ppo share no seed among 2 runs"):
+        gain([level("1/1/ppo/seed0", 0.5), level("1/1/sppo/seed1", 0.5)], "sppo", "ppo")
+
+
+def test_the_map_has_horizons_in_columns_and_start_success_in_rows() -> None:
+    rare, common = cells(grid(), "sppo", "ppo")
+    assert [c.x for c in rare] == [10, 100] and rare[0].success == pytest.approx(0.01)
+    np.testing.assert_allclose([c.gain.estimate for c in rare], [0.1, -0.2])
+    np.testing.assert_allclose([c.gain.estimate for c in common], 0, atol=1e-12)
+    written = [text.get_text() for text in draw_map({"chain": [rare, common]}, "sppo", "ppo").axes[0].texts]
+    assert any("-0.200" in text for text in written)
+
+
+def test_seconds_to_a_threshold_are_those_of_the_first_evaluation_above_it() -> None:
+    assert seconds_to(level("1/1/ppo/seed0", 0.7, 0.1), 0.5) == 5
+    assert math.isinf(seconds_to(level("1/1/ppo/seed0", 0.4, 0.1), 0.5))
+
+
+def test_dials_are_drawn_per_task_and_value() -> None:
+    runs = [
+        level(f"Chain/{dial}/{value}/{agent}/seed{seed}", 0.5)
+        for dial in ("spread", "warm-up")
+        for value in (0, 5)
+        for agent in ("ppo", "sppo")
+        for seed in range(2)
+    ]
+    axes = draw_dials(runs).axes
+    assert [ax.get_xlabel() for ax in axes] == ["spread", "warm-up"]
+    assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["0", "5"]
+
+
+def test_a_study_is_drawn_from_its_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must hold packed runs"):
+        redraw(tmp_path, tmp_path)
+    pack(grid(), tmp_path / "chain-map.json.gz")
+    told = redraw(tmp_path, tmp_path / "images")
+    assert "horizon   100  start success 0.010  -0.200 [-0.200, -0.200]  n = 3" in told
+    assert (tmp_path / "images" / "map-sppo-ppo.png").stat().st_size > 10_000
+
+
+def test_the_committed_figures_are_drawn_again(tmp_path: Path) -> None:
+    told = redraw(RESULTS, tmp_path)
+    assert "sppo/PrecisionCartPole-v0" in told
+    assert {path.name for path in tmp_path.glob("*.png")} <= {path.name for path in Path("docs/images").glob("*.png")}
