@@ -1,4 +1,5 @@
-"""The command line: `sppo train | compare | experts | sft | eval | calibrate | plan | recipe | report | watch`."""
+"""The command line: `sppo train | compare | experts | sft | eval | calibrate | plan | recipe | study |
+redraw | report | watch`."""
 
 # ruff: noqa: E402 - the thread counts are set before NumPy is imported
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sppo.experiments.run import Interrupted
 from sppo.experiments.run_commands import ENV_IDS, EVERY_ENV, Compare, Options, Train, env_ids_of, print_report
 from sppo.experiments.settings import json_values
 from sppo.experiments.sft import check_fits, fits, sft_config, summary
+from sppo.experiments.study_commands import Redraw, StudyCommand
 from sppo.experiments.tasks import short_name
 
 # What draws, or trains experts, is imported by the commands that do so: it takes a second to load, and every worker
@@ -126,6 +128,8 @@ Command = (
     | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
     | Annotated[ShowRecipe, tyro.conf.subcommand("recipe")]
     | Report
+    | Annotated[StudyCommand, tyro.conf.subcommand("study")]
+    | Redraw
     | Watch
 )
 
