@@ -14,7 +14,7 @@ pytest.importorskip("peft", reason="needs the extra sppo[lora]")
 from fake_text import toy_policy
 from launched import CLI, TRAIN, done, torchrun
 from safetensors.torch import load_file
-from small_runs import assert_looks_whole, records, sppo
+from small_runs import assert_looks_whole, newest_checkpoint, records, sppo
 
 from sppo.experiments import text, text_memory
 from sppo.experiments.config import RunConfig
@@ -47,6 +47,17 @@ def test_two_ranks_leave_what_one_process_leaves(tmp_path: Path) -> None:
     assert json.loads((two / "config.json").read_text())["text"]["ranks"] == 2
     assert {path.name for path in (two / "ranks").iterdir()} == {"1"}
     assert {path.name for path in (two / "ranks" / "1").iterdir()} == {"checkpoints"}, "the first alone writes the rest"
+
+
+@pytest.mark.slow
+def test_a_budget_in_seconds_ends_all_ranks_with_the_same_update(tmp_path: Path) -> None:
+    folder, words = tmp_path / "run", list(TRAIN)
+    at = words.index("--episodes")
+    done(*torchrun(2, *CLI), *words[:at], "--seconds", 2, *words[at + 2 :], "--out", folder)
+    *_, before, last = records(folder / "progress.jsonl", timed=True)
+    assert last["time/seconds"] >= 2 > before["time/seconds"]
+    assert newest_checkpoint(folder / "ranks" / "1").name == newest_checkpoint(folder).name
+    assert int(newest_checkpoint(folder).name) == last["time/n_updates"]
 
 
 @pytest.mark.slow
