@@ -67,7 +67,7 @@ def reach(process: subprocess.Popen[str], path: Path) -> None:
 
 def family(pid: int) -> dict[int, str]:
     """Command lines, by process, of those that a process has started, and they in turn."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [
         (int(own), int(parent), args) for own, parent, args in (line.split(None, 2) for line in listed.splitlines())
     ]
@@ -113,7 +113,7 @@ def ends(process: subprocess.Popen[str], victim: int, number: int = signal.SIGKI
         assert time.monotonic() - began < PATIENCE, f"left behind: {family(process.pid)}"
         time.sleep(0.05)
     print(f"all ended in {time.monotonic() - began:.1f} s")
-    assert process.returncode != 0
+    assert process.returncode != 0, said
     return said
 
 
