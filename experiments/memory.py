@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from sppo.experiments.shapes import Shape
-from sppo.llm.limits import LOGITS, SHORT
+from sppo.llm.limits import LOGITS, SHORT, TOKENS
 
 Sees = Literal["steps", "start"] | None
 
@@ -117,53 +117,50 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
         generation["engine"] = policy.weights * s.narrow
     phases: dict[str, dict[str, int]] = {
         "generation": generation,
-        "policy": _update(policy, s, s.rows * length, length, True, policy.outside),
+        "policy": _update(policy, s, s.rows * length, True, policy.outside),
     }
     chunk = min(LOGITS, s.rows * s.response * policy.vocab)
     phases["policy"]["logits"] = 5 * WIDE * chunk
     if critic_sees is not None:
         seen = length if critic_sees == "steps" else s.prompt
         outside = body.vocab * body.hidden
-        phases["values"] = {"activations": int(s.value_rows * seen * _passing(body, s, seen))}
-        phases["critic"] = _update(body, s, s.rows * seen, seen, s.critic != "head", outside)
+        at_a_time = s.value_rows * seen if s.ranks > 1 else min(s.value_rows * seen, max(seen, TOKENS))
+        phases["values"] = {"activations": int(at_a_time * _passing(body, s, seen))}
+        phases["critic"] = _update(body, s, s.rows * seen, s.critic != "head", outside)
     return Plan(name, resting, phases)
 
 
-def _kept(shape: Shape, s: Setting, length: int) -> float:
+def _kept(shape: Shape, s: Setting) -> float:
     """Bytes that one layer keeps of a token for the backward pass.
 
-    Of each of the two norms its input, that normalised, and its output; of attention queries, keys, values and output,
-    with the probabilities of all pairs where it is plain; of the perceptron its gate before and after the activation,
-    the other factor and the product.
+    Of each of the two norms its input, that normalised, and its output; of attention queries, keys, values and output;
+    of the perceptron its gate before and after the activation, the other factor and the product.
     """
     d, q, k, f, n = shape.hidden, shape.queries, shape.keys, shape.intermediate, s.narrow
     # In bfloat16 a sharded layer reads narrow inputs; else they are wide, with a narrow copy for each of 5 products.
     norms = 6 * d * 4 if n == 4 else (2 * 8 * d if s.ranks > 1 else 2 * 8 * d + 5 * d * 2)
-    if _plain(s, length):
-        return norms + n * (4 * q + 4 * f) + shape.heads * length * (4 if n == 4 else 6)
     return norms + n * (2 * q + 2 * k + 4 * f) + 4 * shape.heads
 
 
-def _passing(shape: Shape, s: Setting, length: int) -> float:
-    """Bytes of a token that come and go while one layer computes."""
-    pairs = 3 * 4 * shape.heads * length if _plain(s, length) else 4 * 2 * shape.queries
+def _passing(shape: Shape, s: Setting, length: int | None = None) -> float:
+    """Bytes of a token that come and go while one layer computes; outside autograd, attention to rows of a short
+    `length` is plain on a CPU, with the probabilities of all pairs."""
+    pairs = 4 * 2 * shape.queries
+    if length is not None and length <= SHORT and not s.on_gpu:
+        pairs = 3 * 4 * shape.heads * length
     return max(3 * s.narrow * shape.intermediate, pairs) + 3 * 4 * shape.hidden
 
 
-def _plain(s: Setting, length: int) -> bool:
-    return not s.on_gpu and length <= SHORT
-
-
-def _update(shape: Shape, s: Setting, tokens: int, length: int, learns: bool, outside: int) -> dict[str, int]:
+def _update(shape: Shape, s: Setting, tokens: int, learns: bool, outside: int) -> dict[str, int]:
     """The forward and backward passes of one microbatch on one rank."""
-    layer, ends = _kept(shape, s, length), 3 * 4 * shape.hidden
+    layer, ends = _kept(shape, s), 3 * 4 * shape.hidden
     if not learns:  # nothing is kept of a frozen body
         kept = 0.0
     elif s.checkpointing:
         kept = shape.layers * shape.hidden * (s.narrow if s.ranks > 1 else 4) + layer
     else:
         kept = shape.layers * layer
-    parts = {"activations": int(tokens * (kept + _passing(shape, s, length) + ends))}
+    parts = {"activations": int(tokens * (kept + _passing(shape, s) + ends))}
     if s.ranks > 1 or s.offload:
         # Two layers are gathered ahead, with the buffer that they arrive in; gradients are whole until they are summed.
         whole = outside + 2 * shape.layer + max(outside, shape.layer)
