@@ -14,20 +14,26 @@ import numpy as np
 from sppo.experiments.results import Run
 from sppo.experiments.stats import Floats
 
-BINS = 40
+BINS = 25
 """Means that stand for a training metric, which has a value per update."""
-DIGITS = 5
+DIGITS = 4
+CLOCKS = ("time/total_episodes", "time/total_timesteps")
+"""Metrics of time that are kept: against which others are drawn."""
 ENDING = ".json.gz"
 
 
 def pack(runs: Sequence[Run], file: Path) -> Path:
-    """Write runs: evaluations whole, training metrics as at most 40 means each, all to five digits; paths below the
+    """Write runs: evaluations whole, training metrics as at most 25 means each, to four digits; paths below the
     current folder relative to it."""
     content = [
         {
             **{name: getattr(run, name) for name in ("name", "label", "env_id", "seed", "config")},
-            "evals": {column: _short(values) for column, values in run.evals.items()},
-            "progress": {tag: _short(_means(values)) for tag, values in run.progress.items()},
+            "evals": {column: values.tolist() for column, values in run.evals.items()},
+            "progress": {
+                tag: _short(_means(values))
+                for tag, values in run.progress.items()
+                if not tag.startswith("time/") or tag in CLOCKS
+            },
             "success_rate": run.success_rate,
             "seconds": run.seconds,
         }
