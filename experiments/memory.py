@@ -98,14 +98,20 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
     s, length = setting, setting.prompt + setting.response
     body = critic or policy
     learn = policy.weights if s.lora is None else policy.adapters(s.lora)
-    held = {"weights": policy.weights + (0 if s.lora is None else learn), "gradients": learn, "optimizer": 2 * learn}
+    held = {"weights": policy.weights + (0 if s.lora is None else learn), "optimizer": 2 * learn}
+    gradients = {"policy": learn}
     if s.reference:
         held["weights"] += learn if s.ranks == 1 else policy.weights
     if critic_sees is not None:
         own = {"full": body.body, "lora": body.adapters(s.critic_lora) + body.hidden + 1, "head": body.hidden + 1}
         lent = s.lora is not None and critic is None and s.ranks == 1  # frozen weights of the policy, read by both
         frozen = 0 if s.critic == "full" or lent else body.body
-        held["critic"] = 4 * own[s.critic] + frozen
+        held["critic"] = 3 * own[s.critic] + frozen
+        gradients["critic"] = own[s.critic]
+    if s.ranks == 1:  # ranks hold none between updates
+        held["gradients"] = gradients.pop("policy")
+        if "critic" in gradients:
+            held["critic"] += gradients.pop("critic")
     resting = {name: -(-n * WIDE // s.ranks) for name, n in held.items()}
     if s.offload:
         resting = dict.fromkeys(resting, 0)
@@ -127,6 +133,8 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
         at_a_time = s.value_rows * seen if s.ranks > 1 else min(s.value_rows * seen, max(seen, TOKENS))
         phases["values"] = {"activations": int(at_a_time * _passing(body, s, seen))}
         phases["critic"] = _update(body, s, s.rows * seen, s.critic != "head", outside)
+    for phase, n in gradients.items():
+        phases[phase]["gradients"] = 0 if s.offload else -(-n * WIDE // s.ranks)
     return Plan(name, resting, phases)
 
 

@@ -69,11 +69,12 @@ def test_what_is_held_by_hand() -> None:
     two = plan(TINY, Setting(ranks=2), "start")
     assert two.held == {
         "weights": 2 * n,
-        "gradients": 2 * n,
         "optimizer": 4 * n,
-        "critic": 8 * TINY.body,
+        "critic": 6 * TINY.body,
         "engine": 4 * n,
     }
+    # between updates, ranks hold no gradients
+    assert two.phases["policy"]["gradients"] == 2 * n and two.phases["critic"]["gradients"] == 2 * TINY.body
     lora = plan(TINY, Setting(lora=3, critic="lora", critic_lora=1), "steps")
     # adapters 384 and 128 (rank 1, without the head of 5), and not a second body
     assert lora.held == {"weights": 4 * (n + 384), "gradients": 4 * 384, "optimizer": 8 * 384, "critic": 16 * (128 + 5)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import tyro
 
 pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
@@ -23,7 +24,7 @@ from small_runs import assert_looks_whole, assert_same_run, newest_checkpoint, r
 
 from sppo.experiments import prompts, ranks, text_memory
 from sppo.experiments.config import RunConfig
-from sppo.experiments.domains import resolve
+from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.evaluate import Eval
 from sppo.experiments.memory import GIB
 from sppo.experiments.recipes import RECIPES, ShowRecipe, eval_line, run_config, teach_line, train_line
@@ -198,6 +199,16 @@ def test_a_recipe_trains_is_evaluated_stops_and_goes_on_bit_for_bit(
     shutil.rmtree(tmp_path)
 
 
+def test_ranks_hold_no_gradients_between_updates(data: Path, models: dict[str, Path], one_rank: None) -> None:
+    (agent,) = make_agents([resolve(small(run_config("dapo-7b", "sppo"), models))])
+    before = [p.to_local().clone() for p in agent.policy.parameters()]
+    agent.train_once()
+    after = list(agent.policy.parameters())
+    assert any(not torch.equal(old, new.to_local()) for old, new in zip(before, after, strict=True))
+    for learner in (agent.learner, agent.critic_learner):
+        assert all(p.grad is None for p in (*learner.parameters, *learner.slices))
+
+
 @pytest.mark.parametrize(("name", "agent"), RUNS)
 def test_a_line_is_its_run(name: str, agent: str) -> None:
     begin, *words = " ".join(train_line(name, agent)).split(" train ")
@@ -230,7 +241,7 @@ def test_the_published_settings_are_there(data: Path, monkeypatch: pytest.Monkey
     assert small_critic.settings["critic_learning_rate"] == 5e-6
 
 
-def test_a_rank_of_each_recipe_fits_80_gib_and_the_page_says_how(
+def test_a_rank_of_each_recipe_leaves_8_of_80_gib_and_the_page_says_how(
     data: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (root / "docs" / "RECIPES.md").read_text()
@@ -245,7 +256,7 @@ def test_a_rank_of_each_recipe_fits_80_gib_and_the_page_says_how(
             patch.setattr(text_memory, "_longest_prompt", lambda *_, n=2048 if it.ranks else 300: n)  # tokens
             config = resolve(replace(run_config(name, agent), start="arithmetic"))
             made = text_memory.memory_plan(replace(config, start=it.model), on_gpu=True)
-        assert made.peak < 78 * GIB, (name, agent)
+        assert made.peak < 72 * GIB, (name, agent)
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` | {agent} |")]
         assert f"| {made.peak / GIB:.1f} |" in row, (name, agent, made.peak / GIB)
 
