@@ -184,7 +184,6 @@ class FSDPLearner:
                 torch._foreach_mul_(gradients, self.max_grad_norm / norm)
             self.optimizer.step()
             _changed(self.module)
-        gradients.clear()
         for own, parameter in zip(self.slices, self.parameters, strict=True):
             own.grad = parameter.grad = None  # while responses are generated, the memory is the engine's
         return [norm]
