@@ -12,7 +12,7 @@ old log-probabilities apart: TRL sees that there is one optimizer step per batch
 
 TRL generates through transformers with a cache. Its logging, checkpoints, progress bars, bfloat16 and gradient
 checkpointing are off. What differs: TRL computes the entropy of every token for its metrics, keeps the padding of
-prompts in the update, and has torch's fused attention (--trl-attention eager for the other).
+prompts in the update, and generates with torch's fused attention too (--trl-attention eager for the other).
 
 Each side has a process of its own, and they take turns, step by step; several pairs of processes follow each other,
 since the peak of one pair depends on how the allocator happens to place things. Seconds are the processor's, so that
