@@ -50,14 +50,14 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
 def done(*arguments: object) -> str:
     """What it says until it has ended well."""
     with started(*arguments) as process:
-        said, _ = process.communicate(timeout=400)
+        said, _ = process.communicate(timeout=900)
         assert process.returncode == 0, said
     return said
 
 
 def reach(process: subprocess.Popen[str], path: Path) -> None:
     """Wait until it has written this."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not path.exists():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
