@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_runs import write_run
 
 # Before anything draws: the machines that run the tests have no display.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -44,3 +45,12 @@ def rng() -> np.random.Generator:
 def root() -> Path:
     """The top of the source tree."""
     return ROOT
+
+
+@pytest.fixture
+def two_agents(tmp_path: Path) -> Path:
+    """Episodes 0, 500, 1000. PPO: 0, 0, 1 on three seeds; SPPO: 0, 1, 1 on three seeds."""
+    for seed in range(3):
+        write_run(tmp_path, "ppo", seed, episodes=1000, success=[0.0, 0.0, 1.0])
+        write_run(tmp_path, "sppo", seed, episodes=1000, success=[0.0, 1.0, 1.0])
+    return tmp_path

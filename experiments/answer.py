@@ -1,0 +1,197 @@
+"""The first screen of a report: who is ahead, where, by how much, how surely; in words and as a table of all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+from sppo.experiments.markup import dot, listed, made_by
+from sppo.experiments.results import units
+from sppo.experiments.stats import Interval
+from sppo.experiments.summary import ALL_TASKS, Row, Table, bounds, rate, short, signed
+from sppo.experiments.tasks import short_name
+
+
+def leaves_out_zero(gap: Interval) -> bool:
+    return gap.low > 0 or gap.high < 0
+
+
+def is_clear(row: Row, first: Row) -> bool:
+    """Whether the interval of the area gained leaves out zero; one seed has no interval."""
+    return row.auc_gain is not None and min(row.seeds, first.seeds) > 1 and leaves_out_zero(row.auc_gain)
+
+
+def _gained(row: Row) -> str:
+    assert row.auc_gain
+    return f"{signed(row.auc_gain.estimate)} {bounds(row.auc_gain, signed)}"
+
+
+def _named(row: Row) -> str:
+    return f"{row.agent} ({_gained(row)})"
+
+
+def standing(table: Table, scope: str) -> str:
+    """One sentence: who learns faster or slower than the first agent on a task, or over all, and who does neither."""
+    first, *others = table.of(scope)
+    where = f"Over all {len(table.env_ids)} tasks" if scope == ALL_TASKS else f"On {short_name(scope)}"
+    if not others:
+        return (
+            f"{where} {first.agent} ends at {rate(first.final.estimate)} success and "
+            f"averages {rate(first.auc.estimate)} over training."
+        )
+    if min(row.seeds for row in table.of(scope)) < 2:
+        return f"{where} one seed cannot tell agents apart."
+    clear = sorted((row for row in others if is_clear(row, first)), key=_estimate, reverse=True)
+    parts = []
+    for rows, how in (
+        ([row for row in clear if _estimate(row) > 0], "faster"),
+        ([row for row in clear if _estimate(row) < 0], "slower"),
+    ):
+        if rows:
+            verb = "learns" if len(rows) == 1 else "learn"
+            parts.append(f"{listed([_named(row) for row in rows])} {verb} {how} than {first.agent}")
+    rest = [row for row in others if row not in clear]
+    if len(rest) == len(others) > 1:
+        parts.append(f"no agent clearly differs from {first.agent}")
+    elif rest:
+        names = listed([_named(row) if len(others) == 1 else row.agent for row in rest])
+        parts.append(f"{names} {'does' if len(rest) == 1 else 'do'} not clearly differ from {first.agent}")
+    return f"{where} {'; '.join(parts)}."
+
+
+def _estimate(row: Row) -> float:
+    assert row.auc_gain
+    return row.auc_gain.estimate
+
+
+def _task_by_task(table: Table) -> str:
+    """How many agents learn clearly faster or slower on each task, and the one that does so most."""
+    told = []
+    for env_id in table.env_ids:
+        first, *others = table.of(env_id)
+        parts = []
+        for sign, how in ((1, "faster"), (-1, "slower")):
+            rows = sorted(
+                (row for row in others if is_clear(row, first) and sign * _estimate(row) > 0),
+                key=lambda row: abs(_estimate(row)),
+            )
+            if len(rows) > 1:
+                parts.append(f"{len(rows)} of {len(others)} {how} than {first.agent}, most {_named(rows[-1])}")
+            elif rows:
+                parts.append(f"{_named(rows[0])} {how} than {first.agent}")
+        told.append(f"on {short_name(env_id)} {' and '.join(parts) or 'no clear difference'}")
+    return f"Task by task: {'; '.join(told)}."
+
+
+def answer(table: Table) -> list[str]:
+    """What was found, in a few sentences; the last says what the numbers are and how far to trust them."""
+    several = len(table.env_ids) > 1
+    if table.of(ALL_TASKS):
+        found = [standing(table, ALL_TASKS)]
+    else:
+        found = [] if several else [standing(table, table.env_ids[0])]
+    if several and len(table.agents) > 1:
+        found.append(_task_by_task(table))
+    intervals = sum(row.auc_gain is not None and row.seeds > 1 for row in table.rows)
+    if not intervals:
+        return found
+    chance = (1 - table.level) * intervals
+    return [
+        *found,
+        f"Numbers: gain in success rate averaged over training (AUC), its {100 * table.level:g}% interval over "
+        f"n = {seeds_of(table.rows)} seeds."
+        + f" Of {intervals} such intervals about {chance:.0f} would leave out zero by chance."
+        * (chance >= 1),
+    ]
+
+
+def seeds_of(rows: Sequence[Row]) -> str:
+    """5, or 3 to 5."""
+    counts = [row.seeds for row in rows]
+    return " to ".join(str(count) for count in dict.fromkeys((min(counts), max(counts))))
+
+
+def matrix(table: Table, command: str) -> str:
+    """Every agent's gain over the first, on every task: marked only where the interval leaves out zero."""
+    scopes = [ALL_TASKS] * bool(table.of(ALL_TASKS)) + table.env_ids
+    rows = {scope: {row.agent: row for row in table.of(scope)} for scope in scopes}
+    heads = "".join(
+        f'<th scope="col">{escape(short_name(scope))}<small>{_under(table, scope)}</small></th>' for scope in scopes
+    )
+    body = []
+    for agent in table.agents:
+        cells = "".join(_matrix_cell(rows[scope].get(agent), table.of(scope)[0]) for scope in scopes)
+        body.append(f'<tr><th scope="row">{dot(table, agent)}</th>{cells}</tr>')
+    first = table.agents[0]
+    caption = (
+        f"Gain in AUC over {escape(first)}, whose own AUC is in its row. "
+        '<span class="ahead">▲ ahead</span> <span class="behind">▼ behind</span>: the interval leaves out zero.'
+        if len(table.agents) > 1
+        else "Success rate averaged over training (AUC)."
+    )
+    return (
+        f'<div class="wide"><table class="matrix"><caption>{caption}{made_by(command)}</caption>'
+        f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _under(table: Table, scope: str) -> str:
+    """Of a column's head: how many seeds, and what each spent."""
+    seeds = f"n = {seeds_of(table.of(scope))}"
+    return seeds if scope == ALL_TASKS else f"{seeds}, {short(table.budgets[scope])} {units(scope)[0]}"
+
+
+def _matrix_cell(row: Row | None, first: Row) -> str:
+    if row is None:
+        return "<td>–</td>"
+    if row.auc_gain is None:
+        return f'<td class="reference">{rate(row.auc.estimate)}<small>{_interval(row, row.auc, rate)}</small></td>'
+    kind, mark = "", ""
+    if is_clear(row, first):
+        kind, mark = (' class="ahead"', "▲ ") if _estimate(row) > 0 else (' class="behind"', "▼ ")
+    return f"<td{kind}>{mark}{signed(_estimate(row))}<small>{_interval(row, row.auc_gain, signed)}</small></td>"
+
+
+def _interval(row: Row, interval: Interval, form: Callable[[float], str]) -> str:
+    return bounds(interval, form) if row.seeds > 1 else "one seed"
+
+
+def _odds(improvement: Interval, agent: str, first: str) -> str:
+    # With few seeds a clean sweep has the interval [1, 1], which in words would claim certainty.
+    if improvement.estimate == 1:
+        return f"Every run of {agent} beat every run of {first}."
+    if improvement.estimate == 0:
+        return f"Every run of {first} beat every run of {agent}."
+    return (
+        f"A run of {agent} beats a run of {first} with probability {improvement.estimate:.2f} "
+        f"({improvement.low:.2f} to {improvement.high:.2f})."
+    )
+
+
+def grounds(row: Row, first: Row, level: float) -> str:
+    """What two agents reached on a task: areas, how often one run beats another, final success."""
+    assert row.auc_gain and row.final_gain and row.improvement
+    final = row.final_gain
+    apart = f"difference {signed(final.estimate)} ({signed(final.low)} to {signed(final.high)})"
+    return (
+        f"Area under the learning curve: {row.agent} {rate(row.auc.estimate)}, "
+        f"{first.agent} {rate(first.auc.estimate)}, difference {signed(row.auc_gain.estimate)} "
+        f"({100 * level:g}% interval {signed(row.auc_gain.low)} to {signed(row.auc_gain.high)}). "
+        f"{_odds(row.improvement, row.agent, first.agent)} "
+        f"Final success: {row.agent} {rate(row.final.estimate)}, {first.agent} {rate(first.final.estimate)}, "
+        f"{apart if leaves_out_zero(final) else 'no clear difference'}; n = {seeds_of([row, first])} seeds."
+    )
+
+
+def agent_by_agent(table: Table) -> str:
+    """The grounds of every pair and task: at hand where there are few, else one click away."""
+    scopes = [ALL_TASKS] * bool(table.of(ALL_TASKS)) + table.env_ids
+    parts = []
+    for scope in scopes:
+        first, *others = table.of(scope)
+        told = "".join(f"<p>{escape(grounds(row, first, table.level))}</p>" for row in others if row.seeds > 1)
+        parts.append(f"<h3>{escape(short_name(scope))}</h3>{told}" if told and len(scopes) > 1 else told)
+    opened = " open" if len(table.agents) * len(scopes) <= 2 else ""
+    return (
+        f"<details{opened}><summary>In words, agent by agent</summary>{''.join(parts)}</details>" if any(parts) else ""
+    )
