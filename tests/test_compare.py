@@ -95,7 +95,7 @@ def test_a_failing_run_is_named_and_does_not_stop_the_others(
     assert re.search(r"^ppo +2 ", done.stdout, re.M), done.stderr
     assert (out / "report.html").exists()
     (out / "report.html").unlink()
-    Report(out=out)()
+    Report(source=out)()
     assert (out / "report.html").exists() and re.search(r"^ppo +2 ", capsys.readouterr().out, re.M)
 
 
@@ -104,7 +104,7 @@ def test_all_algorithms_in_one_comparison(tmp_path: Path, capsys: pytest.Capture
     few = replace(CHAIN, settings={"episodes_per_update": 8}, total_episodes=16, n_evals=1, n_eval_episodes=8)
     for configs, where in plan(few, tuple(EVERY_AGENT), [CHAIN.env_id], 2, tmp_path):
         run(configs, where)
-    Report(out=tmp_path)()
+    Report(source=tmp_path)()
     table, page = capsys.readouterr().out, (tmp_path / "report.html").read_text("utf-8")
     for name in EVERY_AGENT:
         assert re.search(rf"^{name} +2 ", table, re.M), table
