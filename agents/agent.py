@@ -274,11 +274,12 @@ class Agent(WithReference):
 
     def critic_experience(self, experience: Experience) -> Experience:
         """What the critic's loss reads: every step, whatever the policy learns from; a start critic, one per row."""
-        if self.critic_sees == "steps":
-            weight, share = self.weights(experience.traj.valid)
-        else:
-            weight = share = torch.ones(len(experience), 1, device=experience.weight.device)
         traj = experience.traj.choices()
+        if self.critic_sees == "steps":
+            weight, share = self.weights(traj.valid)
+        else:
+            traj = traj.beginnings()
+            weight = share = torch.ones(len(experience), 1, device=experience.weight.device)
         return replace(experience, traj=traj, weight=weight, share=share, advantages=None, values=None)
 
     def critic_batch_size(self) -> int | None:

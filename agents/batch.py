@@ -66,6 +66,11 @@ class Choices(_Indexed):
         """These fields alone."""
         return Choices(**{f.name: getattr(self, f.name) for f in fields(Choices)})
 
+    def beginnings(self) -> Choices:
+        """The first step of each row."""
+        first = {name: getattr(self, name)[:, :1] for name in ("actions", "logprobs", "valid")}
+        return Choices(inputs=self.inputs, **first)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectories(Choices):
