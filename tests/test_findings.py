@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sppo.experiments.findings import cells, draw_dials, draw_map, gain, redraw, seconds_to
+from sppo.experiments.findings import redraw, seconds_to
+from sppo.experiments.findings_figures import draw_dials, draw_map
+from sppo.experiments.gains import cells, gain, pooled_gain
 from sppo.experiments.packed import pack
 from sppo.experiments.results import Run
 from sppo.experiments.studies import RESULTS
@@ -53,6 +55,11 @@ def test_a_gain_pairs_seeds() -> None:
     difference, n = gain([r for r in grid() if r.name.startswith("10/0.01")], "sppo", "ppo")
     assert n == 3
     np.testing.assert_allclose(difference, [0.1, 0.1, 0.1])
+
+
+def test_a_pooled_gain_is_the_mean_over_settings() -> None:
+    """Differences .1, -.2, 0 and 0 at four settings, the same for every seed."""
+    np.testing.assert_allclose(pooled_gain(grid(), "sppo", "ppo"), [-0.025] * 3)
 
 
 def test_a_gain_without_common_seeds_is_refused() -> None:

@@ -1,0 +1,112 @@
+"""The figures of docs/RESULTS.md: success by task, the map of two agents over two dials, single dials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sppo.experiments import stats
+from sppo.experiments.gains import Cell
+from sppo.experiments.plots import INK, STYLE, colour_of, draw_curves, legend_of
+from sppo.experiments.results import Run, area
+from sppo.experiments.stats import Interval
+from sppo.experiments.summary import Table, bounds, signed
+from sppo.experiments.tasks import short_name
+
+
+def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figure:
+    """The difference over horizon and start success; bold where its interval leaves zero out."""
+    ends = max(abs(c.gain.estimate) for rows in maps.values() for row in rows for c in row)
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(1.2 + 5.4 * len(maps), 3.9), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(1, len(maps)))
+        for ax, (title, rows) in zip(axes, maps.items(), strict=True):
+            values = [[c.gain.estimate for c in row] for row in rows]
+            norm = TwoSlopeNorm(0.0, -ends, ends)
+            image = ax.imshow(values, cmap="PuOr_r", norm=norm, origin="lower", aspect="auto")
+            for y, row in enumerate(rows):
+                for x, c in enumerate(row):
+                    sure = c.gain.low > 0 or c.gain.high < 0
+                    ax.text(
+                        x,
+                        y,
+                        f"{signed(c.gain.estimate)}\n{bounds(c.gain, signed)}\nfrom {c.success:.0%}",
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        fontweight="bold" if sure else "normal",
+                        color="white" if abs(c.gain.estimate) > 0.6 * ends else INK,
+                    )
+            ax.set_xticks(range(len(rows[0])), [f"{c.x:g}" for c in rows[0]])
+            ax.set_yticks(range(len(rows)), [f"{np.mean([c.success for c in row]):.0%}" for row in rows])
+            ax.set_xlabel("horizon [steps]")
+            ax.set_ylabel("success of the start policy")
+            ax.set_title(
+                f"{title} (n = {min(c.seeds for row in rows for c in row)} seeds)", loc="left", fontsize="medium"
+            )
+        bar = figure.colorbar(image, ax=list(axes), shrink=0.9)
+        bar.set_label(f"area under the curve, {agent} - {other}")
+    return figure
+
+
+def draw_tasks(table: Table) -> Figure:
+    """Success over environment steps, a panel per task, and below it what each agent's area gains over the first's."""
+    env_ids = table.env_ids
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.1 * len(env_ids) + 0.6, 6.2), layout="constrained")
+        axes = figure.subplots(2, len(env_ids), squeeze=False)
+        for column, env_id in enumerate(env_ids):
+            ax, below = axes[:, column]
+            draw_curves(ax, table, env_id, "env_steps")
+            ax.set_title(short_name(env_id), loc="left", fontsize="medium", fontweight="bold")
+            rows = [row for row in table.of(env_id) if row.auc_gain]
+            for y, row in enumerate(reversed(rows)):
+                assert row.auc_gain
+                colour = colour_of(table.agents, row.agent)
+                below.plot([row.auc_gain.low, row.auc_gain.high], [y, y], color=colour, linewidth=2)
+                below.plot(row.auc_gain.estimate, y, "o", color=colour, markersize=5)
+            below.axvline(0.0, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
+            below.set_yticks(
+                range(len(rows)), [row.agent for row in reversed(rows)] if column == 0 else [""] * len(rows)
+            )
+            below.set_xlabel(f"area gained over {table.agents[0]}")
+            below.xaxis.set_major_locator(MaxNLocator(4))
+        axes[0, 0].set_ylabel("success on held-out starts")
+        title = f"bands and bars: {100 * table.level:g}% bootstrap intervals over n seeds"
+        figure.legend(**legend_of(table, env_ids[0]), loc="outside upper center", title=title)
+    return figure
+
+
+def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> Figure:
+    """A row per task, a column per dial: the mean area of each agent at each value, with its interval."""
+    grid: dict[str, dict[str, dict[str, list[Run]]]] = {}
+    for run in runs:
+        task, dial, value, *_ = run.name.split("/")
+        grid.setdefault(task, {}).setdefault(dial, {}).setdefault(value, []).append(run)
+    with matplotlib.rc_context(STYLE):
+        columns = max(map(len, grid.values()))
+        figure = Figure(figsize=(2.9 * columns, 2.4 * len(grid) + 0.4), layout="constrained")
+        axes = figure.subplots(len(grid), columns, squeeze=False, sharey="row")
+        for row, (task, dials) in zip(axes, grid.items(), strict=True):
+            for ax, (dial, values) in zip(row, dials.items(), strict=True):
+                for agent in agents:
+                    at = [_mean_area([run for run in here if run.label == agent]) for here in values.values()]
+                    x = np.arange(len(values)) + 0.08 * (agents.index(agent) - 0.5)
+                    middle = np.array([interval.estimate for interval in at])
+                    ends = np.array([[i.estimate - i.low for i in at], [i.high - i.estimate for i in at]])
+                    colour = colour_of(agents, agent)
+                    ax.errorbar(x, middle, ends, fmt="o-", color=colour, markersize=4, capsize=2, label=agent)
+                ax.set_xticks(range(len(values)), list(values))
+                ax.set_xlabel(dial)
+            row[0].set_ylabel(f"{task}\narea under the curve")
+        axes[0, 0].legend(title=f"n = {len(next(iter(values.values()))) // len(agents)} seeds")
+    return figure
+
+
+def _mean_area(runs: Sequence[Run]) -> Interval:
+    return stats.bootstrap_interval([area(run) for run in runs], 0, statistic=stats.mean_statistic)
