@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from sppo.experiments import stats
+from sppo.experiments.calibration import calibration
 from sppo.experiments.findings_figures import draw_dials, draw_map, draw_tasks
 from sppo.experiments.gains import Cell, cells, gain, pooled_gain
 from sppo.experiments.packed import ENDING, unpack
@@ -15,7 +18,7 @@ from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
 from sppo.experiments.stats import Interval
 from sppo.experiments.studies import AGENTS, RATES, STUDIES, best_rates
-from sppo.experiments.summary import Table, bounds, format_table, signed, summarize
+from sppo.experiments.summary import Table, bounds, format_table, rate, signed, summarize
 from sppo.experiments.tasks import short_name
 
 
@@ -82,6 +85,17 @@ def _rates(runs: Path, images: Path) -> str:
     return "\n".join(lines)
 
 
+def _calibrations(folder: Path) -> str:
+    """How well V(s0) of each calibrated run tells held-out starts apart."""
+    lines = ["V(s0) against the success rate at held-out starts, [95% bootstrap interval over starts]"]
+    for file in sorted(folder.glob(f"*{ENDING}")):
+        found = json.loads(gzip.decompress(file.read_bytes()))
+        figures = calibration(np.array(found["values"]), np.array(found["outcomes"]))
+        told = "  ".join(f"{name} {rate(x.estimate)} {bounds(x)}" for name, x in figures.items() if name in CALIBRATED)
+        lines.append(f"  {file.name.removesuffix(ENDING):24}  {told}  n = {len(found['values'])} x {found['samples']}")
+    return "\n".join(lines) if len(lines) > 1 else ""
+
+
 def _map_table(name: str, rows: list[list[Cell]], pooled: Interval, agent: str, other: str) -> str:
     lines = [f"{name}: area under the curve, {agent} - {other}, [95% bootstrap interval over paired seeds]"]
     lines.append(f"  all settings  {signed(pooled.estimate)} {bounds(pooled, signed)}")
@@ -111,6 +125,7 @@ def _maps(results: Path, images: Path) -> list[str]:
 MAPS = {"chain-map": "SparseChain", "cartpole-map": "Precision CartPole"}
 DRAWN: dict[str, Callable[[Path, Path], str]] = {"figure": _figure, "rates": _rates, "dials": _dials, "text": _text}
 TEXT_THRESHOLD = 0.5
+CALIBRATED = ("pearson", "spearman", "brier", "auc")
 
 
 def redraw(results: Path, images: Path) -> str:
@@ -124,4 +139,4 @@ def redraw(results: Path, images: Path) -> str:
         raise ValueError(f"{results} must hold packed runs, such as {next(iter(STUDIES))}{ENDING}")
     images.mkdir(parents=True, exist_ok=True)
     told = [DRAWN[name](results / f"{name}{ENDING}", images) for name in names if name in DRAWN]
-    return "\n\n".join([*told, *_maps(results, images)])
+    return "\n\n".join(filter(None, [*told, *_maps(results, images), _calibrations(results / "calibration")]))

@@ -23,7 +23,7 @@ def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figur
     """The difference over horizon and start success; bold where its interval leaves zero out."""
     ends = max(abs(c.gain.estimate) for rows in maps.values() for row in rows for c in row)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(1.2 + 5.4 * len(maps), 3.9), layout="constrained")
+        figure = Figure(figsize=(1.2 + 6.2 * len(maps), 3.9), layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, len(maps)))
         for ax, (title, rows) in zip(axes, maps.items(), strict=True):
             values = [[c.gain.estimate for c in row] for row in rows]
