@@ -108,5 +108,5 @@ def test_an_evaluation_is_answered_by_vllm(tmp_path: Path) -> None:
     asked = "eval --task arithmetic --task-options terms [2,3] --prompts 64 --n 2 --temperature 1 --threads 1".split()
     done(*CLI, *asked, "--engine", "vllm", "--kv-cache-gib", 0.05, "--out", tmp_path / "eval")
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())["tasks"]["arithmetic"]
-    # Taught to miss half of the differences and a twentieth of the sums, it answers 0.72 of one step rightly, 0.53 of two.
+    # Taught to miss half of the differences and a twentieth of the sums: 0.72 of one step is right, 0.53 of two steps.
     assert 0.4 < summary["scores"]["avg@2"][0] < 0.85 and summary["cut"] == 0
