@@ -77,7 +77,7 @@ compare-text: $(READY) ## PPO, SPPO, GRPO and RLOO teach a small language model 
 	$(BIN)/sppo compare --task arithmetic --agents ppo sppo grpo rloo --seeds 2 --out $(OUT)-text $(ARGS)
 
 .PHONY: tensorboard
-tensorboard: $(READY) ## look at the runs on http://localhost:6006
+tensorboard: $(READY) ## look at the runs on http://localhost:6006 (docs/METRICS.md says how)
 	$(BIN)/tensorboard --logdir runs $(ARGS)
 
 $(VENV)/.bench: $(READY)

@@ -65,7 +65,7 @@ def _estimate(row: Row) -> float:
 
 
 def _task_by_task(table: Table) -> str:
-    """How many agents learn clearly faster or slower on each task, and the one that does so most."""
+    """Where agents learn clearly faster or slower: how many, and the one that does so most."""
     told = []
     for env_id in table.env_ids:
         first, *others = table.of(env_id)
@@ -79,8 +79,12 @@ def _task_by_task(table: Table) -> str:
                 parts.append(f"{len(rows)} of {len(others)} {how} than {first.agent}, most {_named(rows[-1])}")
             elif rows:
                 parts.append(f"{_named(rows[0])} {how} than {first.agent}")
-        told.append(f"on {short_name(env_id)} {' and '.join(parts) or 'no clear difference'}")
-    return f"Task by task: {'; '.join(told)}."
+        told += [f"on {short_name(env_id)} {' and '.join(parts)}"] * bool(parts)
+    if not told:
+        return "On no single task is a difference clear."
+    rest = len(table.env_ids) - len(told)
+    left = f"; no clear difference on the other{f' {rest}' * (rest > 1)}"
+    return f"Task by task: {'; '.join(told)}{left * bool(rest)}."
 
 
 def answer(table: Table) -> list[str]:

@@ -18,7 +18,8 @@ from textwrap import indent
 from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+
+from sppo.experiments.board import LAYOUT, session
 
 Record = dict[str, Any]
 PROGRESS, EVALS, COMPLETIONS = "progress.jsonl", "evals.jsonl", "completions.jsonl"
@@ -40,6 +41,7 @@ class RunLog:
         for events in folder.glob("events.out.tfevents.*"):
             events.unlink()
         self.writer = SummaryWriter(str(folder))
+        self.writer.add_custom_scalars(LAYOUT)
         self.files = {name: self._open(name) for name in TABLES}
         self.tables = {name: _Table(folder / name.replace(".jsonl", ".csv"), kept[name]) for name in TABLES}
         for record in kept[PROGRESS]:
@@ -88,11 +90,9 @@ class RunLog:
 
     def results(self, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:
         """Settings and final results, for TensorBoard's HPARAMS tab."""
-        flat = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in settings.items()}
         final = {f"final/{name}": value for name, value in results.items()}
-        writer = self.writer._get_file_writer()
-        for summary in hparams(flat, final):
-            writer.add_summary(summary)
+        for summary in session(settings, final):
+            self.writer._get_file_writer().add_summary(summary)
         for name, value in final.items():
             self.writer.add_scalar(name, value, 0)
 

@@ -9,14 +9,18 @@ import numpy as np
 from PIL import Image
 
 from sppo.envs.adapters import EpisodeEnv
+from sppo.experiments.board import show_video
 from sppo.experiments.config import read_config
 from sppo.experiments.control import make_episodes
+from sppo.experiments.folders import is_finished
 from sppo.experiments.run import load_run
 from sppo.experiments.tasks import TEXT
 
 
 def watch(run: Path, out: Path | None = None, *, n_episodes: int = 3, fps: int = 30, max_frames: int = 600) -> Path:
     """Write an animated GIF of episodes on held-out starts, with the policy of the run's newest checkpoint.
+
+    Of a finished run, without `out`, it is also shown in TensorBoard.
 
     Args:
         run: a run folder.
@@ -48,6 +52,8 @@ def watch(run: Path, out: Path | None = None, *, n_episodes: int = 3, fps: int =
             frames.append(frame)
     chosen = frames[:: max(1, -(-len(frames) // max_frames))]
     images = [Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE) for frame in chosen]
-    out = out or run / "video.gif"
-    images[0].save(out, save_all=True, append_images=images[1:], duration=1000 // fps, loop=0)
-    return out
+    video = out or run / "video.gif"
+    images[0].save(video, save_all=True, append_images=images[1:], duration=1000 // fps, loop=0)
+    if out is None and is_finished(run):  # of a run in training TensorBoard would read nothing more after it
+        show_video(run, video, images[0].size, agent.num_steps)
+    return video

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 from small_runs import CHAIN, records
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sppo.experiments.run import run
+from sppo.experiments.watch import watch
 
 SB3_TAGS = """
 rollout/success_rate rollout/ep_len_mean rollout/ep_rew_mean train/approx_kl train/clip_fraction
@@ -113,3 +115,47 @@ def test_settings_and_final_metrics_are_in_the_hparams_tab(ask: Callable[..., An
         result = json.loads((runs / group["hparams"]["agent"] / "seed0" / "result.json").read_text())
         assert shown["final/env_steps"] == result["env_steps"]
         assert shown["final/success_rate"] == pytest.approx(result["success_rate"])
+
+
+def test_settings_of_all_agents_are_columns(ask: Callable[..., Any]) -> None:
+    infos = ask("plugin/hparams/experiment", {"experimentName": ""})["hparamInfos"]
+    # those that one looks for first, then all others; of agents that were not run, too
+    assert [info["name"] for info in infos[:5]] == ["agent", "critic_learning_rate", "env_id", "learning_rate", "seed"]
+    kinds = {info["name"]: info["type"] for info in infos}
+    assert kinds["gae_lambda"] == kinds["num_generations"] == kinds["target_kl"] == "DATA_TYPE_FLOAT64"
+    assert kinds["aggregation"] == kinds["importance_sampling"] == "DATA_TYPE_STRING"
+
+
+def test_charts_of_many_runs_are_shown_once(ask: Callable[..., Any]) -> None:
+    layout = ask("plugin/custom_scalars/layout")["category"]
+    assert [category["title"] for category in layout] == ["success", "critic", "credit", "cost"]
+    assert [len(category["chart"]) for category in layout] == [3, 3, 3, 3]
+    for category in layout:
+        for chart in category["chart"]:
+            (tag,) = chart["multiline"]["tag"]
+            shown = ask("plugin/custom_scalars/scalars", run="ppo/seed0", tag=tag)["tag_to_events"]
+            assert [name + "$" for name in shown] == [tag]
+
+
+def test_video_of_a_finished_run_is_among_its_images(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run([CHAIN], [folder])
+    watch(folder, tmp_path / "elsewhere.gif", n_episodes=1)
+    assert images(folder) == {}
+    for _ in range(2):  # the second takes the first one's place
+        gif = watch(folder, n_episodes=1)
+    last = records(folder / "progress.jsonl")[-1]
+    assert images(folder) == {"video": [(last["time/total_timesteps"], gif.read_bytes())]}
+    (folder / "result.json").unlink()
+    for events in folder.glob("*.video"):
+        events.unlink()
+    watch(folder, n_episodes=1)
+    assert images(folder) == {}
+
+
+def images(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return {
+        tag: [(e.step, e.encoded_image_string) for e in accumulator.Images(tag)] for tag in accumulator.Tags()["images"]
+    }
