@@ -105,7 +105,7 @@ def test_ranks_go_on_from_their_slices_and_export_the_whole_model(trained: Path)
 def test_adapters_of_ranks_are_written_whole(trained: Path) -> None:
     """By every rank for its own engine, as one process would; and by the first as the merged model."""
     agent = make_agent(None, agent="sppo", lora=True, dtype="float32")
-    fresh = {name: p.clone() for name, p in agent.policy.model.named_parameters() if "lora_" in name}
+    fresh = {name: p.detach().clone() for name, p in agent.policy.model.named_parameters() if "lora_" in name}
     agent.train_once()
     want, _ = adapter(agent.policy.model)
     for folder in (trained / "adapter0", trained / "adapter1", trained / "merged" / "adapter"):
