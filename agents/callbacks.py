@@ -97,7 +97,7 @@ class EvalCallback(Callback):
             "n_updates": agent.n_updates,
             "seconds": agent.seconds,
             "cpu_seconds": agent.cpu_seconds,
-            "success_rate": float(traj.success.float().mean()),
+            "success_rate": float(traj.success.double().mean()),
             "mean_return": float(traj.outcomes.mean()),
             "mean_length": float(traj.lengths.float().mean()),
         }

@@ -23,12 +23,12 @@ ENDING = ".json.gz"
 
 
 def pack(runs: Sequence[Run], file: Path) -> Path:
-    """Write runs: evaluations whole, training metrics as at most 25 means each, to four digits; paths below the
+    """Write runs: evaluations to six decimals, training metrics as at most 25 means each to four digits; paths below the
     current folder relative to it."""
     content = [
         {
             **{name: getattr(run, name) for name in ("name", "label", "env_id", "seed", "config")},
-            "evals": {column: values.tolist() for column, values in run.evals.items()},
+            "evals": {column: np.round(values, 6).tolist() for column, values in run.evals.items()},
             "progress": {
                 tag: _short(_means(values))
                 for tag, values in run.progress.items()

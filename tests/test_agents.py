@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -230,3 +231,19 @@ def test_action_spaces_that_are_not_supported() -> None:
     env.single_action_space = spaces.MultiDiscrete([2, 2])
     with pytest.raises(ValueError, match="the action space must be Discrete"):
         PPO(env)
+
+
+def test_nine_of_ten_successes_reach_a_threshold_of_nine_tenths() -> None:
+    """In single precision 0.9 would be a little less."""
+
+    class Sampler:
+        generators: dict[str, np.random.Generator] = {}
+
+        def rollout(self, starts: Any, greedy: bool) -> Any:
+            success = torch.tensor([True] * 9 + [False])
+            return SimpleNamespace(success=success, outcomes=success.float(), lengths=torch.ones(10))
+
+    counters: Any = SimpleNamespace(num_episodes=0, num_steps=0, n_updates=0, seconds=0.0, cpu_seconds=0.0)
+    evaluation = EvalCallback(Sampler(), range(10), eval_freq=1)
+    assert evaluation.evaluate(counters)["success_rate"] >= 0.9
+    assert StopTrainingOnSuccess(evaluation, 0.9).on_update(counters, {}) is False
