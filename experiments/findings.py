@@ -18,7 +18,7 @@ from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
 from sppo.experiments.stats import Interval
 from sppo.experiments.studies import AGENTS, RATES, STUDIES, best_rates
-from sppo.experiments.summary import Table, bounds, format_table, rate, signed, summarize
+from sppo.experiments.summary import ALL_TASKS, Table, bounds, format_table, rate, signed, summarize
 from sppo.experiments.tasks import short_name
 
 
@@ -31,7 +31,19 @@ def _in_order(runs: Path) -> list[str]:
 def _figure(runs: Path, images: Path) -> str:
     table = summarize(runs, _in_order(runs))
     save_figure(draw_tasks(table), images / "figure")
-    return format_table(table)
+    return f"{format_table(table)}\n\n{_gains_table(table)}"
+
+
+def _gains_table(table: Table) -> str:
+    """What `draw_tasks` draws below."""
+    first, *others = table.agents
+    scopes = [*table.env_ids, *([ALL_TASKS] if table.of(ALL_TASKS) else [])]
+    lines = [f"area gained over {first}  " + "".join(f"{short_name(scope):26}" for scope in scopes).rstrip()]
+    for agent in others:
+        gains = {row.env_id: row.auc_gain for row in table.rows if row.agent == agent}
+        found = [f"{signed(g.estimate)} {bounds(g, signed)}" if (g := gains[s]) else "-" for s in scopes]
+        lines.append(f"  {agent:20}  " + "".join(f"{told:26}" for told in found).rstrip())
+    return "\n".join(lines)
 
 
 def _text(runs: Path, images: Path) -> str:

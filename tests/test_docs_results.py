@@ -1,0 +1,35 @@
+"""Every table in docs/RESULTS.md is what the command prints from the committed raw results."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sppo.experiments.findings import redraw
+from sppo.experiments.studies import RESULTS, STUDIES
+
+PAGE = Path("docs/RESULTS.md")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], Path]:
+    images = tmp_path_factory.mktemp("images")
+    return {line.strip() for line in redraw(RESULTS, images).splitlines()}, images
+
+
+def test_tables_are_what_the_command_prints(drawn: tuple[set[str], Path]) -> None:
+    lines = re.findall(r"^    (.*\S)", PAGE.read_text("utf-8"), re.M)
+    tables = [line.strip() for line in lines if not line.strip().startswith("sppo ")]
+    assert len(tables) > 20
+    assert [line for line in tables if line not in drawn[0]] == []
+
+
+def test_figures_are_drawn_by_the_command(drawn: tuple[set[str], Path]) -> None:
+    shown = set(re.findall(r"images/([\w-]+\.png)", PAGE.read_text("utf-8")))
+    assert shown and shown <= {path.name for path in drawn[1].glob("*.png")}
+
+
+def test_commands_name_studies_that_exist() -> None:
+    assert set(re.findall(r"sppo study ([\w-]+)", PAGE.read_text("utf-8"))) <= set(STUDIES)
