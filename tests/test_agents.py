@@ -65,7 +65,7 @@ def test_budgets() -> None:
     assert agent.n_updates == 5, "whichever is spent first"
     agent.learn(total_episodes=0)
     assert agent.n_updates == 5
-    with pytest.raises(ValueError, match="learn needs total_episodes or total_steps"):
+    with pytest.raises(ValueError, match="learn needs total_episodes, total_steps or total_seconds"):
         agent.learn()
 
 
