@@ -13,7 +13,8 @@ from sppo.experiments.tasks import short_name
 
 
 def leaves_out_zero(gap: Interval) -> bool:
-    return gap.low > 0 or gap.high < 0
+    """With the digits that are shown: one from +0.000 would look like a mistake."""
+    return float(signed(gap.low)) > 0 or float(signed(gap.high)) < 0
 
 
 def is_clear(row: Row, first: Row) -> bool:

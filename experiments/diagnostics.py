@@ -29,7 +29,7 @@ FIRST_TAGS = (
     "train/explained_variance",
 )
 # Counters only repeat the x axis.
-SKIPPED = ("time/total", "time/n_updates", "time/episodes", "time/steps", "time/seconds", "time/iterations", "count/")
+SKIPPED = ("time/total", "time/n_updates", "time/episodes", "time/steps", "time/seconds", "time/cpu", "count/")
 COUNTERS = ("train/n_updates",)
 MAX_PANELS = 24
 # docs/METRICS.md says what each is; those without a unit are left out.
@@ -39,7 +39,7 @@ UNITS = {
     "reward": "rollout/ep_rew_mean train/policy_gradient_loss credit/advantage_ eval/mean_reward",
     "steps": "rollout/ep_len_mean eval/mean_ep_length time/steps_this_update",
     "nat": "train/approx_kl train/reference_kl train/entropy_loss sampling/logprob_difference",
-    "s": "time/rollout_seconds time/cpu_seconds",
+    "s": "time/rollout_seconds",
     "steps/s": "time/fps",
 }
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from fake_runs import CARTPOLE, write_run
 
-from sppo.experiments.answer import answer, grounds, matrix
+from sppo.experiments.answer import answer, grounds, leaves_out_zero, matrix
 from sppo.experiments.differences import differences, flatten
 from sppo.experiments.report import duration, write_report
+from sppo.experiments.stats import Interval
 from sppo.experiments.summary import summarize
 
 COMMAND = "sppo compare --env sppo/PrecisionCartPole-v0 --seeds 3 --note '<b>'"
@@ -46,6 +47,11 @@ def test_words_claim_nothing_where_the_interval_holds_zero(tmp_path: Path) -> No
     assert "Every run of ppo beat every run of tracker." in grounds(tracker, ppo, 0.95)
     # of 16 pairs SPPO wins 0.9: 4, 0.7: 3, 0.5: 2, 0.3: 1
     assert "beats a run of ppo with probability 0.62" in grounds(sppo, ppo, 0.95)
+
+
+def test_no_mark_contradicts_its_digits() -> None:
+    intervals = [(0.01, 0.0004, 0.02), (0.01, 0.0006, 0.02), (-0.01, -0.02, -0.0004), (-0.01, -0.02, -0.0006)]
+    assert [leaves_out_zero(Interval(*interval)) for interval in intervals] == [False, True, False, True]
 
 
 @pytest.fixture
