@@ -1,5 +1,5 @@
 """The command line: `sppo train | compare | experts | sft | eval | calibrate | plan | recipe | study |
-redraw | report | watch`."""
+redraw | why | report | watch`."""
 
 # ruff: noqa: E402 - the thread counts are set before NumPy is imported
 from __future__ import annotations
@@ -30,6 +30,7 @@ from sppo.experiments.settings import json_values
 from sppo.experiments.sft import check_fits, fits, sft_config, summary
 from sppo.experiments.study_commands import Redraw, StudyCommand
 from sppo.experiments.tasks import short_name
+from sppo.experiments.why import Why
 
 # What draws, or trains experts, is imported by the commands that do so: it takes a second to load, and every worker
 # process loads this file.
@@ -130,6 +131,7 @@ Command = (
     | Report
     | Annotated[StudyCommand, tyro.conf.subcommand("study")]
     | Redraw
+    | Why
     | Watch
 )
 

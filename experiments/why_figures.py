@@ -1,86 +1,27 @@
-"""Figures and tables of docs/WHY.md, from the measurements of `sppo why` alone."""
+"""Figures of docs/WHY.md, from the measurements of `sppo why` alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 from sppo.experiments import why
-from sppo.experiments.gradients import Moments, bias, cosine, ratio, signal_to_noise
+from sppo.experiments.gradients import bias, ratio, signal_to_noise
 from sppo.experiments.plots import INK, STYLE, colour_of, save_figure, style_of
 from sppo.experiments.positions import POSITIONS, brier, explained, mean_by_outcome
 from sppo.experiments.stats import Interval
 from sppo.experiments.studies import AGENTS
 from sppo.experiments.tasks import short_name
+from sppo.experiments.why_series import DIALLED, OWN, PREDICTORS, Measured, Series, at_last, followed, tasks
 
-PREDICTORS = ("ppo", "ppo-bce", "sppo")
 MARKERS = "osD^vPX"
-
-
-class Series(NamedTuple):
-    """Which gradients: an agent, what its critic has seen, and PPO's lambda where it is not 1."""
-
-    agent: str
-    critic: Any = None
-    gae_lambda: float = 1.0
-
-    @property
-    def name(self) -> str:
-        return self.agent if self.gae_lambda == 1 else f"{self.agent}, λ = {self.gae_lambda:g}"
-
-
-def at_last(agent: str, gae_lambda: float = 1.0) -> Series:
-    """Of an agent whose critic, if it has one, has seen all it is shown."""
-    return Series(agent, why.FITS[-1] if agent in (*PREDICTORS, "tracker") else None, gae_lambda)
-
-
-OWN = "sppo"
-"""Whom the others are measured against."""
-DIALLED = (("ppo", 1.0), ("ppo", why.LAMBDA), ("sppo", 1.0))
-"""Agents, and PPO's lambda, whose critic's quality is varied."""
-
-
-class Measured:
-    """The gradients on one task, by horizon."""
-
-    def __init__(self, raw: dict[str, Any], env_id: str) -> None:
-        found = [piece for name, piece in raw.items() if name.startswith(f"gradients/{env_id}/")]
-        self.env_id = env_id
-        self.horizons = sorted({piece["env_kwargs"]["horizon"] for piece in found})
-        self.pieces = {h: [p for p in found if p["env_kwargs"]["horizon"] == h] for h in self.horizons}
-
-    def batches(self, horizon: int, series: Series) -> list[Moments]:
-        """One Moments per policy, none where this was not measured."""
-        return [Moments(*(np.array(s[name]) for name in Moments._fields)) for s in self._all(horizon, series)]
-
-    def steps(self, horizon: int, series: Series) -> float:
-        """Environment steps behind a gradient."""
-        return float(np.mean([s["steps"] for s in self._all(horizon, series)]))
-
-    def mean(self, horizon: int, name: str) -> float:
-        """Of what was measured once per policy."""
-        return float(np.mean([piece[name] for piece in self.pieces[horizon]]))
-
-    def _all(self, horizon: int, series: Series) -> list[dict[str, Any]]:
-        def wanted(s: dict[str, Any]) -> bool:
-            return Series(s["agent"], s["critic"], s["settings"].get("gae_lambda", 1.0)) == series
-
-        return [s for piece in self.pieces[horizon] for s in piece["series"] if wanted(s)]
-
-
-def tasks(raw: dict[str, Any]) -> list[Measured]:
-    """Those whose gradients were measured."""
-    return [Measured(raw, env_id) for env_id in why.ONE_HORIZON]
-
-
-# Figures.
 
 
 def _line(ax: Axes, xs: Any, found: Sequence[Interval], series: Series, **style: Any) -> None:
@@ -109,8 +50,15 @@ def _over_critic(ax: Axes, task: Measured, agent: str, gae_lambda: float, figure
     named = {x: str(critic) for critic, x in places.items() if x <= chosen[-1][0]}
     ax.set_xscale("log")
     ax.set_xticks(list(named), list(named.values()), rotation=30)
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel(f"episodes that the critic has seen (H = {horizon})")
+
+
+def _plain(axis: Any) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def signal_figure(raw: dict[str, Any]) -> Figure:
@@ -130,13 +78,14 @@ def signal_figure(raw: dict[str, Any]) -> Figure:
             for ax in row[:2]:
                 ax.set_xscale("log")
                 ax.set_xticks(task.horizons)
-                ax.xaxis.set_major_formatter(ScalarFormatter())
-                ax.xaxis.set_minor_formatter(NullFormatter())
+                ax.xaxis.set_major_formatter("{x:g}")
+                ax.xaxis.set_minor_locator(NullLocator())
                 ax.set_xlabel(f"horizon H [steps], critics after {why.FITS[-1]} episodes")
             for ax, label in zip(
                 row, ("signal-to-noise", "signal-to-noise over SPPO's", "signal-to-noise"), strict=True
             ):
                 ax.set_yscale("log")
+                _plain(ax.yaxis)
                 ax.set_ylabel(f"{label}, {why.EPISODES} episodes" if label == "signal-to-noise" else label)
             row[0].set_title(_title(task), loc="left", fontsize="medium", fontweight="bold")
         handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -160,22 +109,13 @@ def bias_figure(raw: dict[str, Any]) -> Figure:
 
 
 def _title(task: Measured) -> str:
-    return f"{short_name(task.env_id)} (n = {len(why.SEEDS)} policies x {why.BATCHES} batches)"
-
-
-def _followed(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
-    """Tasks whose episodes were followed: arrays by agent."""
-    for name, rows in raw.items():
-        if name.startswith("along/"):
-            fields = ("outcomes", "lengths", "advantages", "values")
-            yield (
-                name.removeprefix("along/"),
-                {row["agent"]: {f: np.array(row[f]) for f in fields if f in row} for row in rows},
-            )
+    n = [len(task.pieces[horizon]) for horizon in task.horizons]
+    policies = f"{n[0]} policies" + f" ({n[-1]} at H = {task.horizons[-1]})" * (n[-1] != n[0])
+    return f"{short_name(task.env_id)}, n = {policies} x {why.BATCHES} batches"
 
 
 def _panels(raw: dict[str, Any], rows: int) -> tuple[Figure, Any]:
-    found = list(_followed(raw))
+    found = list(followed(raw))
     figure = Figure(figsize=(4.1 * len(found), 3.5 * rows), layout="constrained")
     axes = figure.subplots(rows, len(found), squeeze=False)
     for column, (env_id, agents) in zip(axes.T, found, strict=True):
@@ -192,7 +132,7 @@ def tail_figure(raw: dict[str, Any]) -> Figure:
     """A column per task: the mean advantage along episodes that succeeded, and along the others."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(raw, 2)
-        for column, (_, agents) in zip(axes.T, _followed(raw), strict=True):
+        for column, (_, agents) in zip(axes.T, followed(raw), strict=True):
             for agent, arrays in agents.items():
                 found = mean_by_outcome(arrays["advantages"], arrays["outcomes"])
                 for ax, won in zip(column, (True, False), strict=True):
@@ -212,7 +152,7 @@ def explained_figure(raw: dict[str, Any]) -> Figure:
     """A column per task: explained variance and Brier score of the critics' values by position."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(raw, 2)
-        for column, (_, agents) in zip(axes.T, _followed(raw), strict=True):
+        for column, (_, agents) in zip(axes.T, followed(raw), strict=True):
             for ax, measure in zip(column, (explained, brier), strict=True):
                 for agent in PREDICTORS:
                     _along(ax, measure(agents[agent]["values"], agents[agent]["outcomes"]), agent)
@@ -229,86 +169,3 @@ def draw(raw: dict[str, Any], images: Path) -> list[Path]:
     """Write why-*.png and .svg."""
     images.mkdir(parents=True, exist_ok=True)
     return [path for name, figure in FIGURES.items() for path in save_figure(figure(raw), images / f"why-{name}")]
-
-
-# Tables.
-
-
-def tables(raw: dict[str, Any]) -> str:
-    """What docs/WHY.md quotes: PPO against SPPO by horizon, all methods at one horizon, critics by position."""
-    return "\n\n".join(
-        [*(_by_horizon(task) for task in tasks(raw)), *(_by_method(task) for task in tasks(raw)), _by_position(raw)]
-    )
-
-
-def _cell(found: Interval, digits: int = 2) -> str:
-    return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*found, d=digits)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _by_horizon(task: Measured) -> str:
-    """The signal-to-noise ratio of PPO over that of SPPO whose critic has seen as much."""
-    columns = [
-        (f"PPO, {critic}" + f", λ = {lam:g}" * (lam != 1), Series("ppo", critic, lam), Series(OWN, critic))
-        for lam in (1.0, why.LAMBDA)
-        for critic in (why.FITS[1], why.FITS[-1], "exact")
-        if task.batches(task.horizons[0], Series("ppo", critic))
-    ]
-    head = [
-        short_name(task.env_id),
-        "start success",
-        f"SPPO, {why.FITS[-1]}: SNR",
-        *(f"{name}, x SPPO" for name, *_ in columns),
-    ]
-    rows = [
-        [
-            f"H = {h}",
-            f"{task.mean(h, 'success'):.3f}",
-            _cell(signal_to_noise(task.batches(h, at_last(OWN)))),
-            *(_cell(ratio(task.batches(h, a), task.batches(h, b))) for _, a, b in columns),
-        ]
-        for h in task.horizons
-    ]
-    return _markdown(head, rows)
-
-
-def _by_method(task: Measured) -> str:
-    """Every series of the horizon at which all were measured."""
-    horizon = why.ONE_HORIZON[task.env_id]
-    series = [
-        Series(s["agent"], s["critic"], s["settings"].get("gae_lambda", 1.0)) for s in task.pieces[horizon][0]["series"]
-    ]
-    own = task.batches(horizon, at_last(OWN))
-    rows = []
-    for each in series:
-        batches = task.batches(horizon, each)
-        rows.append(
-            [
-                each.name,
-                "" if each.critic is None else str(each.critic),
-                f"{task.steps(horizon, each):.0f}",
-                _cell(signal_to_noise(batches)),
-                _cell(ratio(batches, own)),
-                _cell(cosine(batches), 3),
-                _cell(bias(batches), 3),
-            ]
-        )
-    head = ["", "critic", "steps", "SNR", f"x SPPO, {why.FITS[-1]}", "cosine", "bias"]
-    return _markdown([f"{short_name(task.env_id)}, H = {horizon}", *head[1:]], rows)
-
-
-def _by_position(raw: dict[str, Any]) -> str:
-    """Explained variance and Brier score at the start, half way, near the end and at the last step."""
-    shown = (0, 5, 9, 10)
-    rows = []
-    for env_id, agents in _followed(raw):
-        for agent in PREDICTORS:
-            for name, measure in (("explained", explained), ("Brier", brier)):
-                found = measure(agents[agent]["values"], agents[agent]["outcomes"])
-                cells = [_cell(found[i]) if i < len(found) else "the same" for i in shown]
-                rows.append([short_name(env_id), agent, name, *cells])
-    return _markdown(["", "critic of", "of R", *(f"t/T = {POSITIONS[i]:g}" for i in shown)], rows)
