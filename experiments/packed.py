@@ -23,8 +23,10 @@ ENDING = ".json.gz"
 
 
 def pack(runs: Sequence[Run], file: Path) -> Path:
-    """Write runs: evaluations to six decimals, training metrics as at most 25 means each to four digits; paths below the
-    current folder relative to it."""
+    """Write runs: evaluations to six decimals, training metrics as at most 25 means each to four digits.
+
+    Paths below the current folder become relative to it.
+    """
     content = [
         {
             **{name: getattr(run, name) for name in ("name", "label", "env_id", "seed", "config")},
