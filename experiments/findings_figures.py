@@ -58,8 +58,9 @@ def draw_tasks(table: Table) -> Figure:
     """Success over environment steps, a panel per task, and below it what each agent's area gains over the first's."""
     env_ids = table.env_ids
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.1 * len(env_ids) + 0.6, 6.2), layout="constrained")
-        axes = figure.subplots(2, len(env_ids), squeeze=False)
+        alone = len(env_ids) == 1  # then beside it
+        figure = Figure(figsize=(9.0, 3.8) if alone else (3.1 * len(env_ids) + 0.6, 6.2), layout="constrained")
+        axes = figure.subplots(*((1, 2) if alone else (2, len(env_ids)))).reshape(2, -1)
         for column, env_id in enumerate(env_ids):
             ax, below = axes[:, column]
             draw_curves(ax, table, env_id, "env_steps")
@@ -78,7 +79,8 @@ def draw_tasks(table: Table) -> Figure:
             below.xaxis.set_major_locator(MaxNLocator(4))
         axes[0, 0].set_ylabel("success on held-out starts")
         title = f"bands and bars: {100 * table.level:g}% bootstrap intervals over n seeds"
-        figure.legend(**legend_of(table, env_ids[0]), loc="outside upper center", title=title)
+        legend = {**legend_of(table, env_ids[0]), "ncols": 4 if len(env_ids) < 5 else 7}
+        figure.legend(**legend, loc="outside upper center", title=title)
     return figure
 
 
