@@ -21,6 +21,8 @@ from sppo.envs import episodes
 from sppo.experiments.calibration import Calibrate
 from sppo.experiments.compare import JobFailed
 from sppo.experiments.evaluate import Eval
+from sppo.experiments.evidence.commands import Redraw, StudyCommand
+from sppo.experiments.evidence.why import Why
 from sppo.experiments.plan_command import PlanCommand
 from sppo.experiments.process import tune_process
 from sppo.experiments.recipes import ShowRecipe
@@ -28,9 +30,7 @@ from sppo.experiments.run import Interrupted
 from sppo.experiments.run_commands import ENV_IDS, EVERY_ENV, Compare, Options, Train, env_ids_of, print_report
 from sppo.experiments.settings import json_values
 from sppo.experiments.sft import check_fits, fits, sft_config, summary
-from sppo.experiments.study_commands import Redraw, StudyCommand
 from sppo.experiments.tasks import short_name
-from sppo.experiments.why import Why
 
 # What draws, or trains experts, is imported by the commands that do so: it takes a second to load, and every worker
 # process loads this file.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sppo.experiments.findings import redraw
-from sppo.experiments.studies import RESULTS, STUDIES
+from sppo.experiments.evidence.findings import redraw
+from sppo.experiments.evidence.studies import RESULTS, STUDIES
 
 PAGE = Path("docs/RESULTS.md")
 

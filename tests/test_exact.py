@@ -11,7 +11,7 @@ import torch
 from sppo.agents import ControlSampler
 from sppo.agents.networks import CategoricalPolicy
 from sppo.envs import episodes
-from sppo.experiments.exact import ConstantCritic, ExactCritic, observations, solve
+from sppo.experiments.evidence.exact import ConstantCritic, ExactCritic, observations, solve
 
 
 def indifferent(logit: float = 0.0) -> CategoricalPolicy:

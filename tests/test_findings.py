@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sppo.experiments.findings import redraw, seconds_to
-from sppo.experiments.findings_figures import draw_dials, draw_map
-from sppo.experiments.gains import cells, gain, pooled_gain
+from sppo.experiments.evidence.findings import redraw, seconds_to
+from sppo.experiments.evidence.findings_figures import draw_dials, draw_map
+from sppo.experiments.evidence.gains import cells, gain, pooled_gain
+from sppo.experiments.evidence.studies import RESULTS
 from sppo.experiments.packed import pack
 from sppo.experiments.results import Run
-from sppo.experiments.studies import RESULTS
 
 
 def level(name: str, height: float, first: float | None = None, **about: Any) -> Run:

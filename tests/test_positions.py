@@ -11,8 +11,8 @@ import torch
 from sppo.agents import AGENTS
 from sppo.agents.diagnostics import explained_variance
 from sppo.envs import episodes
-from sppo.experiments.exact import ExactCritic, solve
-from sppo.experiments.positions import POSITIONS, brier, explained, mean_by_outcome, profile
+from sppo.experiments.evidence.exact import ExactCritic, solve
+from sppo.experiments.evidence.positions import POSITIONS, brier, explained, mean_by_outcome, profile
 
 
 def agent_of(name: str) -> Any:
@@ -47,7 +47,7 @@ def test_one_column_where_nothing_changes_along_an_episode() -> None:
 
 
 def test_positions_follow_each_rows_own_length() -> None:
-    from sppo.experiments.positions import _at_positions
+    from sppo.experiments.evidence.positions import _at_positions
 
     x = torch.arange(21.0).expand(3, -1)
     found = _at_positions(x, torch.tensor([21, 11, 1]))

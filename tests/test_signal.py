@@ -11,9 +11,9 @@ import torch
 
 from sppo.agents import AGENTS
 from sppo.envs import episodes
-from sppo.experiments import gradients as measured
-from sppo.experiments.exact import ConstantCritic, ExactCritic, solve
-from sppo.experiments.gradients import Moments, ascents, estimated, fit, moments, sample_anew
+from sppo.experiments.evidence import gradients as measured
+from sppo.experiments.evidence.exact import ConstantCritic, ExactCritic, solve
+from sppo.experiments.evidence.gradients import Moments, ascents, estimated, fit, moments, sample_anew
 
 HORIZON = 6
 

@@ -12,10 +12,10 @@ import pytest
 from sppo.agents import AGENTS
 from sppo.agents.config import AgentConfig
 from sppo.envs.chain import SparseChain
-from sppo.experiments import studies
+from sppo.experiments.evidence import studies
+from sppo.experiments.evidence.studies import CARTPOLE, HORIZONS, STUDIES, best_rates, chain_goal, study
 from sppo.experiments.packed import pack
 from sppo.experiments.results import Run
-from sppo.experiments.studies import CARTPOLE, HORIZONS, STUDIES, best_rates, chain_goal, study
 
 COMMON = set(AgentConfig.__dataclass_fields__)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sppo.experiments import gradients, positions, why, why_figures, why_tables
-from sppo.experiments.studies import CARTPOLE, CHAIN
+from sppo.experiments.evidence import gradients, positions, why, why_figures, why_tables
+from sppo.experiments.evidence.studies import CARTPOLE, CHAIN
 
 
 def test_what_is_written_is_read_to_four_digits(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 
 from sppo.experiments.config import RunConfig, versions
 from sppo.experiments.domains import make_agents, resolve
+from sppo.experiments.evidence.studies import AGENTS, CARTPOLE, CHAIN, chain_goal
 from sppo.experiments.process import tune_process
-from sppo.experiments.studies import AGENTS, CARTPOLE, CHAIN, chain_goal
 from sppo.experiments.tasks import TEXT
 
 # What measures loads torch, and what draws loads matplotlib: the command line loads this file.
@@ -76,8 +76,8 @@ def make_agent(agent: str, env_id: str, env_kwargs: dict[str, Any], seed: int, *
 
 def gradients(env_id: str, env_kwargs: dict[str, Any], seed: int) -> Raw:
     """Every method's gradients at one start policy."""
-    from sppo.experiments.exact import ConstantCritic, ExactCritic, solve
-    from sppo.experiments.gradients import ascents, estimated, fit, moments, sample_anew
+    from sppo.experiments.evidence.exact import ConstantCritic, ExactCritic, solve
+    from sppo.experiments.evidence.gradients import ascents, estimated, fit, moments, sample_anew
 
     at_one = env_kwargs["horizon"] == ONE_HORIZON[env_id]
     make = partial(make_agent, env_id=env_id, env_kwargs=env_kwargs, seed=seed, episodes_per_update=EPISODES)
@@ -143,8 +143,8 @@ def gradients(env_id: str, env_kwargs: dict[str, Any], seed: int) -> Raw:
 
 def along(env_id: str) -> list[Raw]:
     """Advantages and values along the episodes of one start policy."""
-    from sppo.experiments.gradients import fit, sample_anew
-    from sppo.experiments.positions import profile
+    from sppo.experiments.evidence.gradients import fit, sample_anew
+    from sppo.experiments.evidence.positions import profile
 
     rows = []
     for name in AGENTS:
@@ -216,8 +216,8 @@ class Why:
                     print(name, flush=True)
                     raw[name] = piece()
                     write(raw, self.raw)
-        from sppo.experiments.why_figures import draw
-        from sppo.experiments.why_tables import tables
+        from sppo.experiments.evidence.why_figures import draw
+        from sppo.experiments.evidence.why_tables import tables
 
         raw = read(self.raw)
         print(tables(raw))

@@ -9,9 +9,18 @@ from typing import Annotated
 import tyro
 
 from sppo.experiments.compare import execute
+from sppo.experiments.evidence.studies import (
+    CARTPOLE,
+    CARTPOLE_HORIZONS,
+    RESULTS,
+    SEEDS,
+    STARTS,
+    STUDIES,
+    WINDOWS,
+    study,
+)
 from sppo.experiments.packed import ENDING, pack
 from sppo.experiments.results import load_runs
-from sppo.experiments.studies import CARTPOLE, CARTPOLE_HORIZONS, RESULTS, SEEDS, STARTS, STUDIES, WINDOWS, study
 from sppo.experiments.tasks import short_name
 
 EXPERTS = Path("runs/experts")
@@ -67,6 +76,6 @@ class Redraw:
     """Where the figures go."""
 
     def __call__(self) -> None:
-        from sppo.experiments.findings import redraw
+        from sppo.experiments.evidence.findings import redraw
 
         print(redraw(self.results, self.out))

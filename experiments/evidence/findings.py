@@ -11,13 +11,13 @@ import numpy as np
 
 from sppo.experiments import stats
 from sppo.experiments.calibration import calibration
-from sppo.experiments.findings_figures import draw_dials, draw_map, draw_tasks
-from sppo.experiments.gains import Cell, cells, gain, pooled_gain
+from sppo.experiments.evidence.findings_figures import draw_dials, draw_map, draw_tasks
+from sppo.experiments.evidence.gains import Cell, cells, gain, pooled_gain
+from sppo.experiments.evidence.studies import AGENTS, RATES, STUDIES, best_rates
 from sppo.experiments.packed import ENDING, unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
 from sppo.experiments.stats import Interval
-from sppo.experiments.studies import AGENTS, RATES, STUDIES, best_rates
 from sppo.experiments.summary import ALL_TASKS, Table, bounds, format_table, rate, signed, summarize
 from sppo.experiments.tasks import short_name
 

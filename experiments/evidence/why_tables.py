@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sppo.experiments import why
-from sppo.experiments.gradients import bias, cosine, ratio, signal_to_noise
-from sppo.experiments.positions import POSITIONS, brier, explained
+from sppo.experiments.evidence import why
+from sppo.experiments.evidence.gradients import bias, cosine, ratio, signal_to_noise
+from sppo.experiments.evidence.positions import POSITIONS, brier, explained
+from sppo.experiments.evidence.studies import AGENTS
+from sppo.experiments.evidence.why_series import DIALLED, OWN, PREDICTORS, Measured, Series, at_last, followed, tasks
 from sppo.experiments.stats import Interval
-from sppo.experiments.studies import AGENTS
 from sppo.experiments.tasks import short_name
-from sppo.experiments.why_series import DIALLED, OWN, PREDICTORS, Measured, Series, at_last, followed, tasks
 
 
 def tables(raw: dict[str, Any]) -> str:

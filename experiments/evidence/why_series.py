@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sppo.experiments import why
-from sppo.experiments.gradients import Moments
+from sppo.experiments.evidence import why
+from sppo.experiments.evidence.gradients import Moments
 
 PREDICTORS = ("ppo", "ppo-bce", "sppo")
 

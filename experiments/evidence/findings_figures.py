@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sppo.experiments import stats
-from sppo.experiments.gains import Cell
+from sppo.experiments.evidence.gains import Cell
 from sppo.experiments.plots import INK, STYLE, colour_of, draw_curves, legend_of
 from sppo.experiments.results import Run, area
 from sppo.experiments.stats import Interval

@@ -147,7 +147,7 @@ def _chain_map() -> Iterator[Named]:
 
 
 def _cartpole_map() -> Iterator[Named]:
-    """From start policies cloned for each horizon into a window of success: see `study_commands.make_starts`."""
+    """From start policies cloned for each horizon into a window of success: see `commands.make_starts`."""
     for horizon in CARTPOLE_HORIZONS:
         for low in WINDOWS:
             for agent in ("ppo", "sppo", "reinforce"):

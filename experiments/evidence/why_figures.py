@@ -12,14 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from sppo.experiments import why
-from sppo.experiments.gradients import bias, ratio, signal_to_noise
+from sppo.experiments.evidence import why
+from sppo.experiments.evidence.gradients import bias, ratio, signal_to_noise
+from sppo.experiments.evidence.positions import POSITIONS, brier, explained, mean_by_outcome
+from sppo.experiments.evidence.studies import AGENTS
+from sppo.experiments.evidence.why_series import DIALLED, OWN, PREDICTORS, Measured, Series, at_last, followed, tasks
 from sppo.experiments.plots import INK, STYLE, colour_of, save_figure, style_of
-from sppo.experiments.positions import POSITIONS, brier, explained, mean_by_outcome
 from sppo.experiments.stats import Interval
-from sppo.experiments.studies import AGENTS
 from sppo.experiments.tasks import short_name
-from sppo.experiments.why_series import DIALLED, OWN, PREDICTORS, Measured, Series, at_last, followed, tasks
 
 MARKERS = "osD^vPX"
 
