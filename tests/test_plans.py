@@ -209,7 +209,7 @@ def test_spo_tree_trains_each_node_with_its_own_advantage() -> None:
     steps = [3, 2, 3, 3, 3, 1, 0, 0, 3, 2]
     assert experience.weight.sum(1).tolist() == steps, "nodes 6 and 7 carry no loss"
     assert experience.share.sum(1).tolist() == steps, "nor do they count in the divisor"
-    metrics = agent.account(experience, {"train/n_updates": 0.0}, 1.0, 1.0)
+    metrics = agent.account(experience, {"train/n_updates": 0.0}, 1.0, 1.0, 1.0)
     # Of seven leaves four succeed; they end at 2, 3, 4, 5, 6, 9 and 8 steps.
     assert metrics["rollout/success_rate"] == metrics["rollout/ep_rew_mean"] == pytest.approx(4 / 7)
     assert metrics["rollout/ep_len_mean"] == pytest.approx(37 / 7) and metrics["rollout/truncated"] == 0
