@@ -76,10 +76,15 @@ def _dials(runs: Path, images: Path) -> str:
     settings: dict[str, list[Run]] = {}
     for run in loaded:
         settings.setdefault(run.name.rsplit("/", 2)[0], []).append(run)
-    for name, here in settings.items():
+    for name, here in sorted(settings.items(), key=lambda setting: _by_value(setting[0])):
         difference, n = gain(here, "sppo", "ppo")
         lines.append(f"  {name:55}  {signed(difference.estimate)} {bounds(difference, signed)}  n = {n}")
     return "\n".join(lines)
+
+
+def _by_value(name: str) -> tuple[str, str, float]:
+    task, dial, value = name.split("/")
+    return task, dial, float(value)
 
 
 def _rates(runs: Path, images: Path) -> str:

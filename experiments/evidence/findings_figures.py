@@ -95,7 +95,8 @@ def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> 
         figure = Figure(figsize=(2.9 * columns, 2.4 * len(grid) + 0.4), layout="constrained")
         axes = figure.subplots(len(grid), columns, squeeze=False, sharey="row")
         for row, (task, dials) in zip(axes, grid.items(), strict=True):
-            for ax, (dial, values) in zip(row, dials.items(), strict=True):
+            for ax, (dial, unsorted) in zip(row, dials.items(), strict=True):
+                values = {value: unsorted[value] for value in sorted(unsorted, key=float)}
                 for agent in agents:
                     at = [_mean_area([run for run in here if run.label == agent]) for here in values.values()]
                     x = np.arange(len(values)) + 0.08 * (agents.index(agent) - 0.5)
