@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 # Reduces the last two axes, seeds and tasks: (..., S, K) -> (...)
@@ -196,6 +197,30 @@ def paired_difference(
     rows = _rows(xs, resamples, np.random.default_rng(rng))
     replicates = statistic(np.take_along_axis(xs[None], rows, 1)) - statistic(np.take_along_axis(ys[None], rows, 1))
     return _interval(np.asarray(statistic(xs) - statistic(ys)), replicates, level)
+
+
+def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean of a few independent values with Student's interval, which holds its level where a bootstrap's does not.
+
+    m -+ t_((1 + level) / 2, S - 1) s / sqrt(S), s^2 = sum (v - m)^2 / (S - 1)
+
+    For normal values a percentile bootstrap of the mean covers 84% at S = 5 and 75% at S = 3 in place of 95%.
+
+    Source: Student 1908.
+    Args:
+        values: (S,) finite, such as the paired differences of S seeds.
+        level: coverage asked for, in (0, 1).
+    Raises:
+        ValueError: no values, values that are not finite, a bad level. One value has an infinite interval.
+    """
+    v = _checked("values", values, (1,), finite=True)
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    mean = float(v.mean())
+    if len(v) == 1:
+        return Interval(mean, -np.inf, np.inf)
+    half = float(student.ppf((1.0 + level) / 2.0, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v)))
+    return Interval(mean, mean - half, mean + half)
 
 
 def difference(

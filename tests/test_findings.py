@@ -59,7 +59,28 @@ def test_a_gain_pairs_seeds() -> None:
 
 def test_a_pooled_gain_is_the_mean_over_settings() -> None:
     """Differences .1, -.2, 0 and 0 at four settings, the same for every seed."""
-    np.testing.assert_allclose(pooled_gain(grid(), "sppo", "ppo"), [-0.025] * 3, rtol=1e-5)
+    pooled, n = pooled_gain(grid(), "sppo", "ppo")
+    assert n == 3
+    np.testing.assert_allclose(pooled, [-0.025] * 3, rtol=1e-5)
+
+
+def test_a_seed_that_lacks_a_setting_is_left_out_of_the_pool() -> None:
+    """Without one run of seed 2 the other two are pooled."""
+    assert pooled_gain([run for run in grid() if run.name != "10/0.01/ppo/seed2"], "sppo", "ppo")[1] == 2
+
+
+def test_a_seed_s_luck_counts_once_however_many_settings_share_it() -> None:
+    """Two seeds, differences 0 and .2 at both of two settings: mean .1, and as far from sure as one setting alone.
+
+    Student, one degree of freedom: 12.706 x sd / sqrt(2) = 12.706 x .1414 / 1.414 = 1.2706.
+    """
+    runs = [
+        level(f"10/{start}/{agent}/seed{seed}", 0.5 + 0.2 * seed * (agent == "sppo"))
+        for start in ("0.1", "0.2")
+        for agent in ("ppo", "sppo")
+        for seed in range(2)
+    ]
+    np.testing.assert_allclose(pooled_gain(runs, "sppo", "ppo")[0], [0.1, 0.1 - 1.2706, 0.1 + 1.2706], rtol=1e-4)
 
 
 def test_a_gain_without_common_seeds_is_refused() -> None:

@@ -177,3 +177,11 @@ def test_first_crossing_by_hand() -> None:
 def test_bad_input_is_named(call: Callable[[], object], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         call()
+
+
+def test_student_s_interval_of_a_mean_against_the_printed_table() -> None:
+    """1, 2, 3, 4, 5: mean 3, sd 1.5811, standard error 0.7071; t(0.975, 4) = 2.776: 3 -+ 1.963."""
+    np.testing.assert_allclose(stats.mean_interval([1, 2, 3, 4, 5]), [3, 1.0370, 4.9630], atol=1e-3)
+    assert stats.mean_interval([2.0]) == (2.0, -np.inf, np.inf)
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 1"):
+        stats.mean_interval([1.0, 2.0], level=1)

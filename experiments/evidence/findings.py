@@ -72,7 +72,7 @@ def _seconds_table(table: Table) -> str:
 def _dials(runs: Path, images: Path) -> str:
     loaded = unpack(runs)
     save_figure(draw_dials(loaded), images / "dials")
-    lines = ["Area under the curve, sppo - ppo, as one thing varies, [95% bootstrap interval over paired seeds]"]
+    lines = ["Area under the curve, sppo - ppo, as one thing varies, [95% t interval over paired seeds]"]
     settings: dict[str, list[Run]] = {}
     for run in loaded:
         settings.setdefault(run.name.rsplit("/", 2)[0], []).append(run)
@@ -113,9 +113,10 @@ def _calibrations(folder: Path) -> str:
     return "\n".join(lines) if len(lines) > 1 else ""
 
 
-def _map_table(name: str, rows: list[list[Cell]], pooled: Interval, agent: str, other: str) -> str:
-    lines = [f"{name}: area under the curve, {agent} - {other}, [95% bootstrap interval over paired seeds]"]
-    lines.append(f"  all settings  {signed(pooled.estimate)} {bounds(pooled, signed)}")
+def _map_table(name: str, rows: list[list[Cell]], pooled: tuple[Interval, int], agent: str, other: str) -> str:
+    overall, seeds = pooled
+    lines = [f"{name}: area under the curve, {agent} - {other}, [95% t interval over paired seeds]"]
+    lines.append(f"  all settings  {signed(overall.estimate)} {bounds(overall, signed)}  n = {seeds}")
     for row in rows:
         for c in row:
             lines.append(
@@ -129,7 +130,7 @@ def _maps(results: Path, images: Path) -> list[str]:
     """Of all map studies that are there, side by side."""
     found = {name: unpack(results / f"{name}{ENDING}") for name in MAPS if (results / f"{name}{ENDING}").exists()}
     told = []
-    for agent, other in (("sppo", "ppo"), ("sppo", "reinforce")):
+    for agent, other in (("sppo", "ppo"), ("sppo", "reinforce"), ("ppo", "reinforce")):
         both = {name: runs for name, runs in found.items() if {agent, other} <= {run.label for run in runs}}
         maps = {MAPS[name]: cells(runs, agent, other) for name, runs in both.items()}
         if maps:
@@ -142,7 +143,7 @@ def _maps(results: Path, images: Path) -> list[str]:
 MAPS = {"chain-map": "SparseChain", "cartpole-map": "Precision CartPole"}
 DRAWN: dict[str, Callable[[Path, Path], str]] = {"figure": _figure, "rates": _rates, "dials": _dials, "text": _text}
 TEXT_THRESHOLD = 0.5
-CALIBRATED = ("pearson", "spearman", "brier", "auc")
+CALIBRATED = ("pearson", "ceiling", "brier", "auc")
 
 
 def redraw(results: Path, images: Path) -> str:

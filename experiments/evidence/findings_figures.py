@@ -13,14 +13,17 @@ from matplotlib.ticker import MaxNLocator
 from sppo.experiments import stats
 from sppo.experiments.evidence.gains import Cell
 from sppo.experiments.plots import INK, STYLE, colour_of, draw_curves, legend_of
-from sppo.experiments.results import Run, area
+from sppo.experiments.results import Run, area, units
 from sppo.experiments.stats import Interval
 from sppo.experiments.summary import Table, bounds, signed
 from sppo.experiments.tasks import short_name
 
 
 def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figure:
-    """The difference over horizon and start success; bold where its interval leaves zero out."""
+    """The difference over horizon and start success; bold where its interval leaves zero out.
+
+    By chance alone it does so in one of twenty cells.
+    """
     ends = max(abs(c.gain.estimate) for rows in maps.values() for row in rows for c in row)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(1.2 + 6.2 * len(maps), 3.9), layout="constrained")
@@ -43,12 +46,11 @@ def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figur
                         color="white" if abs(c.gain.estimate) > 0.6 * ends else INK,
                     )
             ax.set_xticks(range(len(rows[0])), [f"{c.x:g}" for c in rows[0]])
-            ax.set_yticks(range(len(rows)), [f"{np.mean([c.success for c in row]):.0%}" for row in rows])
+            ax.set_yticks(range(len(rows)), [f"{np.median([c.success for c in row]):.0%}" for row in rows])
             ax.set_xlabel("horizon [steps]")
-            ax.set_ylabel("success of the start policy")
-            ax.set_title(
-                f"{title} (n = {min(c.seeds for row in rows for c in row)} seeds)", loc="left", fontsize="medium"
-            )
+            ax.set_ylabel("success of the start policy (median of the row)")
+            n = min(c.seeds for row in rows for c in row)
+            ax.set_title(f"{title}: mean of n = {n} seeds, [95% t interval]", loc="left", fontsize="medium")
         bar = figure.colorbar(image, ax=list(axes), shrink=0.9)
         bar.set_label(f"area under the curve, {agent} - {other}")
     return figure
@@ -75,7 +77,7 @@ def draw_tasks(table: Table) -> Figure:
             below.set_yticks(
                 range(len(rows)), [row.agent for row in reversed(rows)] if column == 0 else [""] * len(rows)
             )
-            below.set_xlabel(f"area gained over {table.agents[0]}")
+            below.set_xlabel(f"area over {units(env_id)[0]} gained over {table.agents[0]}")
             below.xaxis.set_major_locator(MaxNLocator(4))
         axes[0, 0].set_ylabel("success on held-out starts")
         title = f"bands and bars: {100 * table.level:g}% bootstrap intervals over n seeds"
@@ -112,4 +114,4 @@ def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> 
 
 
 def _mean_area(runs: Sequence[Run]) -> Interval:
-    return stats.bootstrap_interval([area(run) for run in runs], 0, statistic=stats.mean_statistic)
+    return stats.mean_interval([area(run) for run in runs])

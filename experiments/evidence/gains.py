@@ -21,23 +21,32 @@ class Cell(NamedTuple):
     seeds: int
 
 
-def gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
-    """Mean difference of areas over the seeds that both have, paired, and how many those are."""
+def _differences(runs: Sequence[Run], agent: str, other: str) -> dict[int, float]:
+    """By seed that both have, the area of one less that of the other, at one setting."""
     areas = {name: {run.seed: area(run) for run in runs if run.label == name} for name in (agent, other)}
-    seeds = sorted(areas[agent].keys() & areas[other].keys())
-    if not seeds:
+    return {seed: areas[agent][seed] - areas[other][seed] for seed in sorted(areas[agent].keys() & areas[other].keys())}
+
+
+def gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
+    """Mean difference of areas over the seeds that both have, with Student's interval, and how many those are."""
+    found = _differences(runs, agent, other)
+    if not found:
         raise ValueError(f"{agent} and {other} share no seed among {len(runs)} runs")
-    ones, others = ([areas[name][seed] for seed in seeds] for name in (agent, other))
-    return stats.paired_difference(ones, others, 0, statistic=stats.mean_statistic), len(seeds)
+    return stats.mean_interval(list(found.values())), len(found)
 
 
-def pooled_gain(runs: Sequence[Run], agent: str, other: str) -> Interval:
-    """Mean difference of areas over all settings of a study, whose seeds are paired and drawn within settings."""
-    settings = sorted({run.name.rsplit("/", 2)[0] for run in runs})
-    areas = {(run.name.rsplit("/", 2)[0], run.label, run.seed): area(run) for run in runs}
-    seeds = sorted({run.seed for run in runs})
-    ones, others = ([[areas[cell, name, seed] for cell in settings] for seed in seeds] for name in (agent, other))
-    return stats.paired_difference(ones, others, 0, statistic=stats.mean_statistic)
+def pooled_gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
+    """The same of each seed's mean over all settings of a study: a seed has its luck in all of them, so that settings
+    are not so many more trials."""
+    settings: dict[str, list[Run]] = {}
+    for run in runs:
+        settings.setdefault(run.name.rsplit("/", 2)[0], []).append(run)
+    found = [_differences(here, agent, other) for here in settings.values()]
+    seeds = set.intersection(*(set(of_seed) for of_seed in found))
+    if not seeds:
+        raise ValueError(f"{agent} and {other} share no seed in all {len(settings)} settings")
+    means = [float(np.mean([of_seed[seed] for of_seed in found])) for seed in sorted(seeds)]
+    return stats.mean_interval(means), len(means)
 
 
 def cells(runs: Sequence[Run], agent: str, other: str) -> list[list[Cell]]:
