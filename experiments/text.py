@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from sppo.llm.engine_vllm import VLLMEngine, require_vllm
 from sppo.llm.policy import TextPolicy, critic_base, load_model
 from sppo.llm.sampler import TextSampler
 from sppo.llm.sources import find_model, model_names
-from sppo.llm.tasks import make_task
+from sppo.llm.tasks import Prompt, make_task
 from sppo.llm.tokenizer import encode_prompt, load_tokenizer
 
 SIDE_BY_SIDE = 1
@@ -130,14 +131,13 @@ def _make_agent(config: RunConfig) -> Agent:
         from sppo.llm.lora import lora_policy
 
         lora_policy(policy, _lora(text), seed=config.seed)
-    body = policy.model if text.critic == "policy" else _other_body(text.critic, policy)
     sampler = TextSampler(
         shared_task(task),
         policy,
-        shared_engine(make_engine, policy, text),
+        shared_engine(partial(make_engine, room=_room(config, policy)), policy, text),
         max_completion_length=text.max_completion_length,
         seed=config.seed,
-        critic=lambda: _critic_base(body, text, config.seed + 1),
+        critic=lambda: _critic_base(policy, text, config.seed + 1),
         prompts=fitting(task.prompts("train"), policy, text),
     )
     if ranks() is not None:
@@ -151,15 +151,15 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_engine(policy: TextPolicy, text: TextConfig) -> Engine:
-    """What generates with this policy's weights."""
+def make_engine(policy: TextPolicy, text: TextConfig, room: int | None = None) -> Engine:
+    """What generates with this policy's weights, prompts and responses of up to `room` tokens together."""
     if text.engine == "hf":
         return HFEngine(policy, batch_size=text.generation_batch_size)
     return VLLMEngine(
         policy,
         server=text.engine == "vllm-server",
         batch_size=text.generation_batch_size,
-        max_model_len=text.max_prompt_length and text.max_prompt_length + text.max_completion_length,
+        max_model_len=room,
         dtype=torch.bfloat16 if "bfloat16" in (text.dtype, text.shard_dtype) else torch.float32,
         kv_cache_gib=text.kv_cache_gib,
         gpu_memory_utilization=text.gpu_memory_utilization,
@@ -168,7 +168,18 @@ def make_engine(policy: TextPolicy, text: TextConfig) -> Engine:
     )
 
 
-def _critic_base(model: Any, text: TextConfig, seed: int) -> Any:
+def _room(config: RunConfig, policy: TextPolicy) -> int | None:
+    """For the longest prompt, of training or evaluation, and a response; None where only the model's context counts."""
+    text = text_config(config)
+    if text.engine == "hf" or text.max_prompt_length is None:
+        return None
+    longest = max(len(encode_prompt(policy.tokenizer, p.prompt)) for p in _evaluated(config, policy))
+    return max(text.max_prompt_length, longest) + text.max_completion_length
+
+
+def _critic_base(policy: TextPolicy, text: TextConfig, seed: int) -> Any:
+    # Another model is loaded for each critic and then forgotten: nothing else would need its weights again.
+    model = policy.model if text.critic == "policy" else _other_body(text.critic, policy)
     if text.lora_rank is None and text.critic_kind == "full":
         return critic_base(model, layers=text.critic_layers)
     from sppo.llm.lora import lora_critic_base
@@ -199,11 +210,15 @@ def _other_body(name: str, policy: TextPolicy) -> Any:
     return model
 
 
+def _evaluated(config: RunConfig, policy: TextPolicy) -> list[Prompt]:
+    """Only the model's own context leaves prompts out here: what is evaluated must not depend on how one trains."""
+    text = dataclasses.replace(text_config(config), max_prompt_length=None)
+    return fitting(evaluation_prompts(config), policy, text)
+
+
 def held_out(agent: Agent, config: RunConfig) -> tuple[Any, Any]:
     """The same test prompts for every agent and seed, some twice where there are fewer than are to be answered."""
-    # Only the model's own context leaves prompts out here: what is evaluated must not depend on how one trains.
-    text = dataclasses.replace(text_config(config), max_prompt_length=None)
-    prompts = fitting(evaluation_prompts(config), agent.policy, text)
+    prompts = _evaluated(config, agent.policy)
     order = np.random.default_rng(0).permutation(len(prompts))
     return agent.sampler.with_prompts(prompts, task=shared_task(evaluation_task(config))), np.resize(
         order, config.n_eval_episodes

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import signal
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from sppo.experiments.config import RunConfig, read_config
 from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.responses import FirstPrediction
 from sppo.experiments.run import load_run, run
+from sppo.llm.engine_hf import HFEngine
 from sppo.llm.policy import TextPolicy, load_model
 from sppo.llm.tokenizer import load_tokenizer
 
@@ -69,11 +72,34 @@ def test_a_run_leaves_responses_reasons_and_a_model(whole: dict[str, Path]) -> N
         assert sum(shares.values()) == pytest.approx(1)
         assert shares.get("reward/ok", 0) == pytest.approx(record["rollout/success_rate"])
         assert 0 <= record["rollout/cut_off"] <= 1
+    held = [record["memory/peak_gib"] for record in records(folder / "progress.jsonl", timed=True)]
+    assert 0.1 < held[0] and held == sorted(held), "torch alone is some hundred MB, and a peak does not go down"
     assert "rollout/cut_off" in scalars(folder)
     policy = TextPolicy(load_model(str(folder / "model")), load_tokenizer(str(folder / "model")))
     agent = load_run(folder)
     for name, weight in agent.policy.model.state_dict().items():
         assert torch.equal(policy.model.state_dict()[name], weight), name
+
+
+def test_another_model_for_the_critic_is_forgotten_once_its_body_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, loaded, load = resolve(SMALL), [], text.load_model
+    start = text.find_model(config.start)
+    TextPolicy(load(start), load_tokenizer(start)).save_pretrained(tmp_path)
+
+    def noted(source: str) -> Any:
+        model = load(source)
+        loaded.append(weakref.ref(model.get_input_embeddings().weight))
+        return model
+
+    monkeypatch.setattr(text, "load_model", noted)
+    [agent] = make_agents([replace(config, text={**config.text, "critic": str(tmp_path)})])
+    gc.collect()
+    policys, critics = loaded
+    assert policys() is not None and critics() is None
+    own, theirs = agent.policy.base.state_dict(), agent.critic.base.state_dict()
+    assert theirs and all(torch.equal(weight, own[name]) for name, weight in theirs.items())
 
 
 def test_the_evaluation_answers_the_same_prompts_every_time(whole: dict[str, Path]) -> None:
@@ -227,3 +253,21 @@ def test_what_limits_training_prompts_does_not_change_what_is_evaluated() -> Non
     agent = make_agents([config])[0]
     sampler, _ = text.held_out(agent, config)
     assert len(sampler.prompts) == 512 and max(len(p.prompt) for p in sampler.prompts) > 6
+
+
+def test_an_engine_has_room_for_what_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training prompts of up to 6 characters; those of the evaluation are longer and are answered all the same."""
+    rooms = []
+
+    def engine(policy: TextPolicy, max_model_len: int | None, **_: Any) -> HFEngine:
+        rooms.append(max_model_len)
+        return HFEngine(policy)
+
+    monkeypatch.setattr(text, "VLLMEngine", engine)
+    limited = {**SMALL.text, "engine": "vllm", "max_prompt_length": 6}
+    config = resolve(replace(SMALL, text=limited, env_kwargs={"terms": [2, 3]}))
+    (agent,) = make_agents([config])
+    sampler, _ = text.held_out(agent, config)
+    assert rooms == [max(len(p.prompt) for p in sampler.prompts) + 12]
+    make_agents([resolve(replace(config, text={**limited, "max_prompt_length": 100}))])
+    assert rooms[1:] == [112]
