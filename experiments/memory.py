@@ -32,7 +32,7 @@ class Setting:
         response: tokens of a response.
         dtype: of the arithmetic.
         checkpointing: only the inputs of layers are kept for the backward pass.
-        offload: weights, gradients and moments rest in the memory of the CPU.
+        offload: beside a GPU, weights, gradients and moments rest in the memory of the CPU.
         lora: rank of the policy's adapters; None where the whole policy learns.
         critic: what of the critic learns.
         critic_lora: rank of its adapters.
@@ -63,6 +63,11 @@ class Setting:
     def narrow(self) -> int:
         """Bytes of a number in the arithmetic."""
         return 4 if self.dtype == "float32" else 2
+
+    @property
+    def offloads(self) -> bool:
+        """Without a GPU there is no other memory to rest in."""
+        return self.offload and self.on_gpu
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
         if "critic" in gradients:
             held["critic"] += gradients.pop("critic")
     resting = {name: -(-n * WIDE // s.ranks) for name, n in held.items()}
-    if s.offload:
+    if s.offloads:
         resting = dict.fromkeys(resting, 0)
     if s.engine == "hf" and s.ranks > 1:
         resting["engine"] = policy.weights * WIDE
@@ -130,11 +135,11 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
     if critic_sees is not None:
         seen = length if critic_sees == "steps" else s.prompt
         outside = body.vocab * body.hidden
-        at_a_time = s.value_rows * seen if s.ranks > 1 else min(s.value_rows * seen, max(seen, TOKENS))
+        at_a_time = min(s.value_rows * seen, max(seen, TOKENS))
         phases["values"] = {"activations": int(at_a_time * _passing(body, s, seen))}
         phases["critic"] = _update(body, s, s.rows * seen, s.critic != "head", outside)
     for phase, n in gradients.items():
-        phases[phase]["gradients"] = 0 if s.offload else -(-n * WIDE // s.ranks)
+        phases[phase]["gradients"] = 0 if s.offloads else -(-n * WIDE // s.ranks)
     return Plan(name, resting, phases)
 
 
@@ -169,7 +174,7 @@ def _update(shape: Shape, s: Setting, tokens: int, learns: bool, outside: int) -
     else:
         kept = shape.layers * layer
     parts = {"activations": int(tokens * (kept + _passing(shape, s) + ends))}
-    if s.ranks > 1 or s.offload:
+    if s.ranks > 1 or s.offloads:
         # Two layers are gathered ahead, with the buffer that they arrive in; gradients are whole until they are summed.
         whole = outside + 2 * shape.layer + max(outside, shape.layer)
         parts["gathered"] = s.narrow * whole + (s.narrow + WIDE) * max(outside, shape.layer)

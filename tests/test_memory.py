@@ -106,6 +106,12 @@ def test_options_save_what_they_promise() -> None:
     assert plans[0].phases["policy"]["activations"] == plans[1].phases["policy"]["activations"]
 
 
+def test_offload_is_of_gpus() -> None:
+    here, there = (plan(TINY, Setting(ranks=2, offload=True, on_gpu=gpu), "start") for gpu in (False, True))
+    assert here == plan(TINY, Setting(ranks=2), "start") and here.held["optimizer"] == 4 * TINY.weights
+    assert there.held["optimizer"] == there.held["weights"] == 0
+
+
 def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
     made = plan(SHAPES["r1-distill-qwen-7b"], Setting(on_gpu=True), "steps", name="ppo")
     with pytest.raises(ValueError, match=r"ppo needs 2\d\d\.\d GiB per rank and the device has 80\.0 GiB: critic 10"):
