@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor
 
 from sppo.agents.batch import Experience
 from sppo.agents.learners import adam, check_gradient
+from sppo.llm.limits import TOKENS
 from sppo.llm.passes import moved
 from sppo.llm.policy import checkpoint_layers
 
@@ -49,7 +50,8 @@ class ShardConfig:
         dtype: of its arithmetic and of gathered weights; the sharded weights, gradients and Adam stay as they are.
         checkpointing: keep only the inputs of each layer, and compute the rest again in the backward pass.
         offload: weights, gradients and Adam's moments rest in the memory of the CPU, where Adam runs too.
-        rows: of each rank in one pass outside autograd (values, log-probabilities of a reference); None for all.
+        rows: of each rank at most in one pass outside autograd (values, log-probabilities of a reference), besides
+            what TOKENS allows.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -234,7 +236,7 @@ def shard(module: Any, ranks: Ranks, config: ShardConfig) -> None:
     for name in PASSES:
         if hasattr(module, name):
             register_fsdp_forward_method(module, name)
-            setattr(module, name, _shared_out(getattr(module, name), ranks, config))
+            setattr(module, name, _shared_out(getattr(module, name), module.reads, ranks, config))
 
     def again(memo: Any) -> Any:
         twin = _filled(blank)
@@ -297,8 +299,14 @@ def _from_slices(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
     _changed(module)
 
 
-def _shared_out(one: Callable[..., Any], ranks: Ranks, config: ShardConfig) -> Callable[..., Any]:
-    """A pass that may be asked for on all ranks at once, for the same rows."""
+def _shared_out(
+    one: Callable[..., Any], reads: Callable[[Any], Tensor], ranks: Ranks, config: ShardConfig
+) -> Callable[..., Any]:
+    """A pass that may be asked for on all ranks at once, for the same rows.
+
+    Outside autograd, each rank's rows go in parts of at most TOKENS tokens, equally many parts on all ranks: `reads`
+    says how many tokens each row has.
+    """
 
     def run(traj: Any, *args: Any, **options: Any) -> Any:
         out = one(*(moved(x, ranks.device) for x in (traj, *args)), **options)
@@ -309,7 +317,8 @@ def _shared_out(one: Callable[..., Any], ranks: Ranks, config: ShardConfig) -> C
             return run(traj, *args, **options)
         each = -(-len(traj) // ranks.size)
         mine = (torch.arange(each) * ranks.size + ranks.rank) % len(traj)  # equally many for all: some rows twice
-        parts = [run(traj[rows], *args, **options) for rows in mine.split(config.rows or each)]
+        n = min(config.rows or each, max(1, TOKENS // int(reads(traj).max())))
+        parts = [run(traj[rows], *(x[rows] for x in args), **options) for rows in mine.split(n)]
         columns = list(zip(*parts, strict=True)) if isinstance(parts[0], tuple) else [parts]
         told = [
             None if column[0] is None else _interleaved(torch.cat(column), ranks)[: len(traj)] for column in columns

@@ -34,7 +34,7 @@ def a_pass(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method that reads rows with a network: they go to where its weights are, and what it says of them comes back.
 
     Outside autograd, rows go in parts of at most TOKENS tokens, the longest first; but where `whole_rows` says that
-    their number must not depend on the rows.
+    whoever asks bounds them.
     """
 
     @wraps(method)

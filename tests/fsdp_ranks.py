@@ -23,9 +23,11 @@ from torch import Tensor
 
 from sppo.agents import AGENTS, Agent
 from sppo.agents.storage import restore_agent
+from sppo.llm import fsdp
 from sppo.llm.engine import Completion
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.fsdp import FSDPLearner, Ranks, ShardConfig, join, whole_weights
+from sppo.llm.limits import TOKENS
 from sppo.llm.lora import LoRA, lora_critic_base, lora_policy, save_adapter
 from sppo.llm.policy import critic_base
 from sppo.llm.sampler import TextSampler
@@ -196,6 +198,21 @@ def sampled(ranks: Ranks) -> dict[str, Any]:
     }
 
 
+def outside(ranks: Ranks | None) -> tuple[list[list[float]], list[int]]:
+    """What policy and critic say of rows outside autograd, and the tokens of each pass through their bodies."""
+    agent = make_agent(ranks, agent="ppo")
+    traj = agent.sampler.rollout(agent.sampler.starts(9))
+    passes: list[int] = []
+    for network in (agent.policy, agent.critic):
+        network.base.register_forward_pre_hook(
+            lambda _, args, given: passes.append(given["input_ids"].numel()), with_kwargs=True
+        )
+    targets = torch.linspace(0, 1, traj.valid.numel()).view(traj.valid.shape).double()
+    with torch.no_grad():
+        said = [agent.policy.evaluate(traj)[0], agent.critic.values(traj), agent.critic.loss(traj, targets)]
+    return [x.flatten().tolist() for x in said], passes
+
+
 def wait(ranks: Ranks, folder: Path) -> None:
     """Work until killed."""
     (folder / f"pid{ranks.rank}").write_text(str(os.getpid()))
@@ -220,6 +237,11 @@ def main(folder: Path) -> None:
     if ranks.first:
         (folder / "resumed.json").write_text(json.dumps(told))
     exported(ranks, folder)
+    fsdp.TOKENS = 30
+    told = ranks.gather(outside(ranks))
+    if ranks.first:
+        (folder / "outside.json").write_text(json.dumps(told))
+    fsdp.TOKENS = TOKENS
     told = ranks.gather(sampled(ranks))
     if ranks.first:
         (folder / "sampled.json").write_text(json.dumps(told))

@@ -11,19 +11,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("peft", reason="needs the extra sppo[lora]")
 
-from fsdp_ranks import CASES, SETTINGS, UPDATES, make_agent, train
+from fake_text import toy_policy, toy_sampler
+from fsdp_ranks import CASES, SETTINGS, UPDATES, make_agent, outside, train
 from made_up import made_up, network
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sppo.agents.learners import LocalLearner
+from sppo.llm import fsdp
 from sppo.llm.lora import adapter
 from sppo.llm.policy import TextPolicy, load_model
 from sppo.llm.tokenizer import load_tokenizer
@@ -131,6 +135,42 @@ def test_ranks_sample_apart_and_know_all(trained: Path) -> None:
     assert one["replica"] and one["moved"] > 1e-3
     assert one["types"] == ["torch.float32"], "the weights that Adam moves stay wide"
     assert 1e-6 < one["off"] < 0.1, "the policy computes in bfloat16, the engine does not"
+
+
+@pytest.mark.slow
+def test_ranks_pass_equally_often_and_a_bounded_number_of_tokens_outside_autograd(trained: Path) -> None:
+    """Where a rank passed once less than another, both would wait forever."""
+    (one, passes), (two, other_passes) = json.loads((trained / "outside.json").read_text())
+    alone, _ = outside(None)
+    assert one == two
+    for there, here in zip(one, alone, strict=True):
+        assert there == pytest.approx(here, abs=1e-6)
+    assert len(passes) == len(other_passes) > 3 * 2 and max(passes + other_passes) <= 30
+
+
+def test_a_share_of_rows_goes_in_parts_with_the_targets_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank alone with itself."""
+    sampler = toy_sampler(toy_policy(spread=30))
+    traj = sampler.rollout(np.arange(10))
+    critic: Any = sampler.step_critic("bce")
+    torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
+    critic.base.whole_rows = True
+    targets = torch.rand(traj.valid.shape, generator=torch.Generator().manual_seed(0))
+    passes: list[int] = []
+    critic.base.register_forward_pre_hook(
+        lambda _, args, given: passes.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    monkeypatch.setattr(fsdp, "_interleaved", lambda mine, ranks: mine)
+    monkeypatch.setattr(fsdp, "TOKENS", 42)
+    alone: Any = SimpleNamespace(rank=0, size=1, device=torch.device("cpu"))
+    with torch.no_grad():
+        for method, args in ((critic.values, (traj,)), (critic.loss, (traj, targets))):
+            want = method(*args)
+            assert passes.pop() > 100
+            got = fsdp._shared_out(method, critic.reads, alone, fsdp.ShardConfig())(*args)
+            assert torch.allclose(got, want, atol=1e-5)
+            assert len(passes) > 2 and max(passes) <= 42
+            passes.clear()
 
 
 def alive(pid: int) -> bool:
