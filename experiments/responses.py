@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 from collections.abc import Sequence
+
+import torch
 
 from sppo.agents import Agent
 from sppo.agents.callbacks import Callback
 from sppo.experiments.runlog import RunLog
 from sppo.llm.sampler import Response, TextSampler
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far: torch's on its GPU; without one, all of it."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class FirstPrediction(Callback):
@@ -44,6 +54,7 @@ class Responses(Callback):
         scored, self.scored[:] = list(self.scored), []
         for reason, count in Counter(response.reason for response in scored).items():
             metrics[f"reward/{reason}"] = count / len(scored)
+        metrics["memory/peak_gib"] = peak_bytes() / 2**30
         metrics["rollout/cut_off"] = sum(not response.stopped for response in scored) / max(1, len(scored))
         self._write("train", scored)
 

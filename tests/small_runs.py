@@ -45,9 +45,10 @@ def seeds(config: RunConfig, n: int, folder: Path) -> tuple[list[RunConfig], lis
 
 
 def records(path: Path, timed: bool = False) -> list[dict[str, Any]]:
-    """JSON lines, without what depends on the speed of the machine."""
+    """JSON lines, without what depends on the machine and its speed."""
     found = [json.loads(line) for line in path.read_text().splitlines()]
-    return found if timed else [{k: v for k, v in r.items() if "seconds" not in k and k != "time/fps"} for r in found]
+    own = ("seconds", "time/fps", "memory/")
+    return found if timed else [{k: v for k, v in r.items() if not any(x in k for x in own)} for r in found]
 
 
 def table(path: Path) -> list[dict[str, str]]:
