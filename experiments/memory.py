@@ -37,8 +37,10 @@ class Setting:
         critic: what of the critic learns.
         critic_lora: rank of its adapters.
         reference: a frozen copy of the policy is kept (a KL term, DPO).
-        engine: "hf" generates with the policy's weights (sharded, with a whole copy of them), "vllm" with its own.
-        kv_cache_gib: what vLLM takes for keys and values; by default all that the responses could need.
+        engine: "hf" generates with the policy's weights (sharded, with a whole copy of them), "vllm" with its own,
+            which on a CPU stay there during updates; "apart" is a vLLM on GPUs of its own.
+        kv_cache_gib: what vLLM takes for keys and values; by default 1 on a CPU, and on a GPU what `engine_gib` leaves.
+        engine_gib: what vLLM takes of a GPU in all; by default what weights and all responses could need.
         on_gpu: where attention never keeps a table of all pairs of tokens.
     """
 
@@ -55,8 +57,9 @@ class Setting:
     critic: Literal["full", "lora", "head"] = "full"
     critic_lora: int = 16
     reference: bool = False
-    engine: Literal["hf", "vllm"] = "hf"
+    engine: Literal["hf", "vllm", "apart"] = "hf"
     kv_cache_gib: float | None = None
+    engine_gib: float | None = None
     on_gpu: bool = False
 
     @property
@@ -124,8 +127,8 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
         resting["engine"] = policy.weights * WIDE
 
     generation = _generation(policy, s)
-    if s.engine == "vllm":
-        generation["engine"] = policy.weights * s.narrow
+    if s.engine == "vllm" and not s.on_gpu:  # where it cannot sleep
+        resting |= {part: generation.pop(part) for part in ("engine", "KV cache")}
     phases: dict[str, dict[str, int]] = {
         "generation": generation,
         "policy": _update(policy, s, s.rows * length, True, policy.outside),
@@ -185,16 +188,23 @@ def _update(shape: Shape, s: Setting, tokens: int, learns: bool, outside: int) -
 
 def _generation(shape: Shape, s: Setting) -> dict[str, int]:
     """Keys and values of all tokens, the probabilities of one step, and the reading of the prompts."""
+    if s.engine == "apart":
+        return {}
     length, read = s.prompt + s.response, s.generated * s.prompt
     cache = s.generated * length * 2 * shape.layers * shape.keys * s.narrow
+    parts = {"logits": s.generated * shape.vocab * 4 * WIDE}
     if s.engine == "vllm":
         read = min(read, PREFILL)
-        cache = cache if s.kv_cache_gib is None else int(s.kv_cache_gib * GIB)
-    return {
-        "KV cache": cache,
-        "logits": s.generated * shape.vocab * 4 * WIDE,
-        "activations": int(read * _passing(shape, s, s.prompt)),
-    }
+        own_output = shape.vocab * shape.hidden if shape.tied else 0  # vLLM's copy is never tied
+        parts["engine"] = (shape.weights + own_output) * s.narrow
+    parts["activations"] = int(read * _passing(shape, s, s.prompt))
+    if s.engine == "vllm":
+        given = s.kv_cache_gib if s.on_gpu else s.kv_cache_gib or 1
+        if given is not None:
+            cache = int(given * GIB)
+        elif s.engine_gib is not None:
+            cache = max(0, int(s.engine_gib * GIB) - sum(parts.values()))
+    return {"KV cache": cache, **parts}
 
 
 def check_fits(made: Plan, device_bytes: int) -> None:

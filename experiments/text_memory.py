@@ -10,7 +10,7 @@ import torch
 
 from sppo.agents import AGENTS
 from sppo.experiments.config import RunConfig
-from sppo.experiments.memory import Plan, Setting, check_fits, device_bytes
+from sppo.experiments.memory import GIB, Plan, Setting, check_fits, device_bytes
 from sppo.experiments.memory import plan as plan_memory
 from sppo.experiments.prompts import training_task
 from sppo.experiments.ranks import started_here
@@ -35,6 +35,7 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
     prompt = min(longest, text.max_prompt_length or longest)
     if settings["microbatch_steps"] is not None:
         rows = min(rows, max(1, settings["microbatch_steps"] // (prompt + text.max_completion_length)))
+    gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
     setting = Setting(
         ranks=size,
         rows=-(-rows // size),
@@ -49,10 +50,12 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
         critic=text.critic_kind,
         critic_lora=text.lora_rank or 1,
         reference=settings["kl_coef"] > 0 or AGENTS[config.agent].needs_reference,
-        engine="hf" if text.engine == "hf" else "vllm",
+        engine="hf" if text.engine == "hf" else "apart" if gpu and text.engine_devices is not None else "vllm",
         kv_cache_gib=text.kv_cache_gib,
-        on_gpu=torch.cuda.is_available() if on_gpu is None else on_gpu,
+        on_gpu=gpu,
     )
+    if setting.engine == "vllm" and torch.cuda.is_available():
+        setting = dataclasses.replace(setting, engine_gib=text.gpu_memory_utilization * device_bytes() / GIB)
     policy = _shape(config.start)
     critic = policy if text.critic == "policy" else _shape(text.critic)
     critic = dataclasses.replace(critic, layers=min(critic.layers, text.critic_layers or critic.layers))

@@ -112,6 +112,23 @@ def test_offload_is_of_gpus() -> None:
     assert there.held["optimizer"] == there.held["weights"] == 0
 
 
+def test_vllm_holds_a_copy_and_what_it_is_given() -> None:
+    """TINY is tied, vLLM's copy is not; on a CPU both stay there during updates, on a GPU it sleeps then."""
+    copy, there = 4 * (TINY.weights + 40), Setting(engine="vllm", generated=3, prompt=5, response=6, on_gpu=True)
+    cpu = plan(TINY, replace(there, on_gpu=False), None)
+    assert cpu.held["engine"] == copy and cpu.held["KV cache"] == GIB
+    assert plan(TINY, replace(there, on_gpu=False, kv_cache_gib=2), None).held["KV cache"] == 2 * GIB
+    gpu = plan(TINY, there, None)
+    assert gpu.phases["generation"]["engine"] == copy and not {"engine", "KV cache"} & {
+        *gpu.held,
+        *gpu.phases["policy"],
+    }
+    assert gpu.phases["generation"]["KV cache"] == 3 * 11 * 2 * 2 * 2 * 4
+    assert sum(plan(TINY, replace(there, engine_gib=5), None).phases["generation"].values()) == 5 * GIB
+    assert plan(TINY, replace(there, engine_gib=5, kv_cache_gib=3), None).phases["generation"]["KV cache"] == 3 * GIB
+    assert plan(TINY, replace(there, engine="apart"), None).phases["generation"] == {}
+
+
 def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
     made = plan(SHAPES["r1-distill-qwen-7b"], Setting(on_gpu=True), "steps", name="ppo")
     with pytest.raises(ValueError, match=r"ppo needs 2\d\d\.\d GiB per rank and the device has 80\.0 GiB: critic 10"):
