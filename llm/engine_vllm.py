@@ -156,7 +156,10 @@ class VLLMEngine:
             self._holder.close()
 
     def _call(self, name: str, *args: Any) -> Any:
-        return self._holder.call(name, *args) if self.server else getattr(self._holder, name)(*args)
+        if self.server:
+            return self._holder.call(name, *args)
+        with torch.random.fork_rng(devices=[]):  # vLLM draws from the process's generator besides each request's own
+            return getattr(self._holder, name)(*args)
 
     def generate(
         self,
@@ -254,22 +257,25 @@ def gpu_sender(transfer: str, weights: Weights, call: Callable[..., Any], world_
         """What vLLM's trainers tell the engine."""
 
         def init_weight_transfer_engine(self, info: dict[str, Any]) -> None:
-            call("llm_method", "init_weight_transfer_engine", {"init_info": info})
+            meet("init_weight_transfer_engine", {"init_info": info})
 
         def start_weight_update(self) -> None:
             call("llm_method", "start_weight_update")
 
         def update_weights(self, info: Any) -> None:
-            try:
-                call("llm_method", "update_weights", {"update_info": info})
-            except ProcessDied as error:
-                if transfer == "nccl":  # meanwhile this process broadcasts to the server, and would for ever
-                    print(f"while weights were sent to it, {error}", file=sys.stderr, flush=True)
-                    os._exit(1)
-                raise
+            meet("update_weights", {"update_info": info})
 
         def finish_weight_update(self, version: str | None = None) -> None:
             call("llm_method", "finish_weight_update", version)
+
+    def meet(name: str, info: dict[str, Any]) -> None:
+        try:
+            call("llm_method", name, info)
+        except Exception as error:
+            if transfer == "nccl":  # meanwhile this process waits for the server, and would for ever
+                print(f"vLLM's {name} failed: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+                os._exit(1)
+            raise
 
     largest = max(w.dtype.itemsize * math.prod(w.shape) for w in weights.metadata())
     # Through one buffer, which must hold the largest: else all weights would be on the GPU twice.

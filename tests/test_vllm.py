@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import inspect
 import os
+import random
 import signal
 import threading
 import time
@@ -117,7 +118,19 @@ def test_requests_that_do_not_fit_are_refused(engine: VLLMEngine) -> None:
     assert len(generate(engine, prompts(engine.policy, 1))) == 1
 
 
-def test_the_trainers_threads_and_generators_are_left_alone(engine: VLLMEngine) -> None:
+def test_the_trainers_threads_and_generators_are_left_alone() -> None:
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    torch.manual_seed(5)
+
+    def states() -> list[object]:
+        return [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist(), torch.get_num_threads()]  # noqa: NPY002
+
+    before = states()
+    engine = VLLMEngine(toy(), kv_cache_gib=KV)
+    assert states() == before
+    generate(engine, [torch.arange(2, 6)] * 2)
+    assert states() == before, "nor by sampling"
     n = torch.get_num_threads()
     torch.set_num_threads(n + 1)
     assert torch.get_num_threads() == n + 1
@@ -280,17 +293,25 @@ def test_weights_for_gpus_go_as_vllm_asks(transfer: str, monkeypatch: pytest.Mon
         inspect.signature(getattr(LLM, name)).bind(None, *args)
 
 
-def test_a_server_that_dies_in_a_broadcast_takes_the_trainer_along(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "error", [ProcessDied("the process 7 was ended by SIGKILL"), RuntimeError("in the process 7:\nNCCL error")]
+)
+@pytest.mark.parametrize("name", ["init_weight_transfer_engine", "update_weights"])
+def test_a_server_that_fails_in_a_broadcast_takes_the_trainer_along(
+    name: str, error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Which would wait for it: nobody can end a broadcast."""
+    """Which would wait for it: nobody can end a broadcast, nor a meeting. By IPC nobody waits."""
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-    def dies(*_: object) -> None:
-        raise ProcessDied("the process 7 was ended by SIGKILL")
+    def fails(*_: object) -> None:
+        raise error
 
     monkeypatch.setattr(WeightTransferTrainerFactory, "trainer_init", lambda info, client, source: client)
     policy = toy()
-    client = gpu_sender("nccl", Weights(policy, torch.float32, policy.device), dies, 2)
-    assert in_child(lambda: client.update_weights({})) == 1
-    assert capfd.readouterr().err == "while weights were sent to it, the process 7 was ended by SIGKILL\n"
+    weights = Weights(policy, torch.float32, policy.device)
+    client = gpu_sender("nccl", weights, fails, 2)
+    assert in_child(lambda: getattr(client, name)({})) == 1
+    said = str(error).replace("\n", " ")
+    assert capfd.readouterr().err == f"vLLM's {name} failed: {said}\n"
+    with pytest.raises(type(error)):
+        getattr(gpu_sender("ipc", weights, fails, 2), name)({})
