@@ -55,9 +55,10 @@ class PlanCommand:
         small = shape_of(self.small_critic) if self.small_critic else policy
         layers = self.small_critic_layers or (small.layers if self.small_critic else max(1, policy.layers // 4))
         small = replace(small, layers=min(small.layers, layers))
-        plans = [
-            plan(policy, self.setting, sees, small if reduced else None, name=name) for name, sees, reduced in COLUMNS
-        ]
+        plans = []
+        for name, sees, reduced in COLUMNS:
+            setting = replace(self.setting, lent=self.small_critic is None) if reduced else self.setting
+            plans.append(plan(policy, setting, sees, small if reduced else None, name=name))
         print(table(plans))
         if self.device_gib is not None:
             for made in plans:
