@@ -13,7 +13,7 @@ from sppo.agents import AGENTS
 from sppo.agents.config import AgentConfig
 from sppo.envs.chain import SparseChain
 from sppo.experiments.evidence import studies
-from sppo.experiments.evidence.studies import CARTPOLE, HORIZONS, STUDIES, best_rates, chain_goal, study
+from sppo.experiments.evidence.studies import CARTPOLE, STUDIES, best_rates, chain_goal, study
 from sppo.experiments.packed import pack
 from sppo.experiments.results import Run
 
@@ -51,12 +51,12 @@ def test_budgets_are_a_fifth_in_the_sweep() -> None:
     assert budgets[0]["sppo/PrecisionCartPole-v0"] == 20_000 and budgets[0]["sppo/Hopper-v0"] == 2_000
 
 
-@pytest.mark.parametrize(("success", "tolerance"), [(0.01, 0.04), (0.05, 0.08), (0.2, 0.22), (0.5, 0.1)])
-def test_goals_of_the_chain_give_about_the_success_asked_for(success: float, tolerance: float) -> None:
-    """Starts are spread over 0 to 4, which on a short walk adds most to a small success rate."""
-    for horizon in HORIZONS:
+@pytest.mark.parametrize("success", [0.01, 0.05, 0.2, 0.5])
+def test_goals_of_the_chain_give_about_the_success_asked_for(success: float) -> None:
+    """By the exact value; on shorter walks the spread of starts, 0 to 4, makes success likelier."""
+    for horizon in (100, 300, 1000):
         chain = SparseChain(horizon=horizon, goal=chain_goal(horizon, success))
-        assert float(chain.value(0.5, range(5), 0).mean()) == pytest.approx(success, abs=tolerance)
+        assert 0.9 < float(chain.value(0.5, range(5), 0).mean()) / success < 1.6
 
 
 def test_unknown_studies_and_runs_are_named(tmp_path: Path) -> None:
