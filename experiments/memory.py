@@ -26,9 +26,10 @@ class Setting:
     Args:
         ranks: that share the run; with more than one, networks are sharded.
         rows: each rank's, in one forward and backward pass.
-        value_rows: each rank's, in one pass of the critic outside autograd.
+        value_rows: each rank's, in one pass outside autograd, as far as TOKENS allows.
         generated: each rank's responses that are generated side by side.
         prompt: tokens of a prompt.
+        asked: tokens of the longest prompt that is only answered, in an evaluation; by default `prompt`.
         response: tokens of a response.
         dtype: of the arithmetic.
         checkpointing: only the inputs of layers are kept for the backward pass.
@@ -50,6 +51,7 @@ class Setting:
     value_rows: int = 1
     generated: int = 64
     prompt: int = 512
+    asked: int | None = None
     response: int = 512
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
@@ -137,15 +139,22 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
     }
     chunk = min(LOGITS, s.rows * s.response * policy.vocab)
     phases["policy"]["logits"] = 5 * WIDE * chunk
+    if s.reference or s.engine != "hf" or s.dtype != "float32":  # then log-probabilities are computed again
+        again = int(_read(s, length) * _passing(policy, s, length))
+        phases["log-probabilities"] = {"activations": again, "logits": 5 * WIDE * chunk}
     if critic_sees is not None:
         seen = length if critic_sees == "steps" else s.prompt
         outside = body.vocab * body.hidden
-        at_a_time = min(s.value_rows * seen, max(seen, TOKENS))
-        phases["values"] = {"activations": int(at_a_time * _passing(body, s, seen))}
+        phases["values"] = {"activations": int(_read(s, seen) * _passing(body, s, seen))}
         phases["critic"] = _update(body, s, s.rows * seen, s.critic != "head", outside)
     for phase, n in gradients.items():
         phases[phase]["gradients"] = 0 if s.offloads else -(-n * WIDE // s.ranks)
     return Plan(name, resting, phases)
+
+
+def _read(s: Setting, seen: int) -> int:
+    """Tokens in one pass outside autograd."""
+    return min(s.value_rows * seen, max(seen, TOKENS))
 
 
 def _kept(shape: Shape, s: Setting) -> float:
@@ -192,14 +201,15 @@ def _generation(shape: Shape, s: Setting) -> dict[str, int]:
     """Keys and values of all tokens, the probabilities of one step, and the reading of the prompts."""
     if s.engine == "apart":
         return {}
-    length, read = s.prompt + s.response, s.generated * s.prompt
+    prompt = max(s.prompt, s.asked or 0)
+    length, read = prompt + s.response, s.generated * prompt
     cache = s.generated * length * 2 * shape.layers * shape.keys * s.narrow
     parts = {"logits": s.generated * shape.vocab * 4 * WIDE}
     if s.engine == "vllm":
         read = min(read, PREFILL)
         own_output = shape.vocab * shape.hidden if shape.tied else 0  # vLLM's copy is never tied
         parts["engine"] = (shape.weights + own_output) * s.narrow
-    parts["activations"] = int(read * _passing(shape, s, s.prompt))
+    parts["activations"] = int(read * _passing(shape, s, prompt))
     if s.engine == "vllm":
         given = s.kv_cache_gib if s.on_gpu else s.kv_cache_gib or 1
         if given is not None:

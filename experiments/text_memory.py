@@ -12,7 +12,7 @@ from sppo.agents import AGENTS
 from sppo.experiments.config import RunConfig
 from sppo.experiments.memory import GIB, Plan, Setting, check_fits, device_bytes
 from sppo.experiments.memory import plan as plan_memory
-from sppo.experiments.prompts import training_task
+from sppo.experiments.prompts import evaluation_task, training_task
 from sppo.experiments.ranks import started_here
 from sppo.experiments.shapes import Shape, shape_of
 from sppo.experiments.text_config import text_config
@@ -31,17 +31,24 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
     n = settings["episodes_per_update"]
     rows = min(n, settings["microbatch_size"] or -(-n // settings["n_minibatches"]))
     task: Any = training_task(config)
-    longest = _longest_prompt(config.start, task)
+    longest = _longest_prompt(config.start, task, "train")
     prompt = min(longest, text.max_prompt_length or longest)
+    at_once = text.generation_batch_size
+    if "num_continuations" not in settings:  # whose number only responses tell
+        at_once = min(at_once, -(-max(n, config.n_eval_episodes) // size))
+    value_rows = -(-n // size)
+    if text.ranks and settings["microbatch_size"]:
+        value_rows = min(value_rows, -(-settings["microbatch_size"] // size))
     if settings["microbatch_steps"] is not None:
         rows = min(rows, max(1, settings["microbatch_steps"] // (prompt + text.max_completion_length)))
     gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
     setting = Setting(
         ranks=size,
         rows=-(-rows // size),
-        value_rows=-(-(n if text.ranks is None else rows) // size),
-        generated=min(text.generation_batch_size, -(-n // size)),
+        value_rows=value_rows,
+        generated=at_once,
         prompt=prompt,
+        asked=_longest_prompt(config.start, evaluation_task(config), "test"),
         response=text.max_completion_length,
         dtype=text.shard_dtype if text.ranks else text.dtype,
         checkpointing=text.checkpointing,
@@ -65,10 +72,10 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
 
 
 @cache
-def _longest_prompt(model: str, task: Any) -> int:
-    """Tokens, among the first few hundred."""
+def _longest_prompt(model: str, task: Any, split: str) -> int:
+    """Tokens."""
     tokenizer = load_tokenizer(find_model(model))
-    return max(len(encode_prompt(tokenizer, p.prompt)) for p in task.prompts("train")[:256])
+    return max(len(encode_prompt(tokenizer, p.prompt)) for p in task.prompts(split))
 
 
 def _shape(model: str) -> Shape:

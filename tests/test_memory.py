@@ -131,6 +131,19 @@ def test_vllm_holds_a_copy_and_what_it_is_given() -> None:
     assert plan(TINY, replace(there, engine="apart"), None).phases["generation"] == {}
 
 
+def test_what_is_read_outside_autograd_is_bounded() -> None:
+    """Of 100 rows of 1000 tokens, as many at a time as 32 768 tokens hold, on one process and on each rank."""
+    for ranks in (1, 2):
+        there = Setting(ranks=ranks, value_rows=100, prompt=600, response=400, dtype="bfloat16", on_gpu=True)
+        phases = plan(TINY, there, "steps").phases
+        # bytes of a token in TINY: 3 x 2 x 8 of the perceptron or 8 x 4 of queries, and 12 x 4
+        assert phases["values"]["activations"] == phases["log-probabilities"]["activations"] == 32768 * (48 + 48)
+        assert plan(TINY, replace(there, value_rows=2), "steps").phases["values"]["activations"] == 2000 * 96
+    assert "log-probabilities" not in plan(TINY, Setting(), "steps").phases
+    asked = plan(TINY, Setting(generated=3, prompt=5, asked=9, response=6), None)
+    assert asked.phases["generation"]["KV cache"] == 3 * 15 * 2 * 2 * 2 * 4
+
+
 def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
     made = plan(SHAPES["r1-distill-qwen-7b"], Setting(on_gpu=True), "steps", name="ppo")
     with pytest.raises(ValueError, match=r"ppo needs 2\d\d\.\d GiB per rank and the device has 80\.0 GiB: critic 10"):

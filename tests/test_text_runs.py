@@ -28,6 +28,7 @@ from sppo.experiments.config import RunConfig, read_config
 from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.responses import FirstPrediction
 from sppo.experiments.run import load_run, run
+from sppo.experiments.text_memory import memory_plan
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.policy import TextPolicy, load_model
 from sppo.llm.tokenizer import load_tokenizer
@@ -271,3 +272,21 @@ def test_an_engine_has_room_for_what_is_evaluated(monkeypatch: pytest.MonkeyPatc
     assert rooms == [max(len(p.prompt) for p in sampler.prompts) + 12]
     make_agents([resolve(replace(config, text={**limited, "max_prompt_length": 100}))])
     assert rooms[1:] == [112]
+
+
+def test_the_plan_is_of_all_that_is_generated(tmp_path: Path) -> None:
+    """The longest prompts are the last; 16 are answered in an evaluation, 8 in an update, and any number go on."""
+    data = tmp_path / "questions.jsonl"
+    prompts = ["1+1="] * 300 + ["1+" * 20 + "1="]
+    data.write_text("".join(json.dumps({"prompt": p, "answer": "2"}) + "\n" for p in prompts))
+    config = replace(SMALL, env_id=f"text/{data}", start="arithmetic", env_kwargs={"chat": False, "suffix": ""})
+
+    def cache(**changes: Any) -> int:
+        plan = memory_plan(resolve(replace(config, **changes)))
+        return plan.phases["generation"]["KV cache"]
+
+    token = 2 * 4 * 128 * 4  # bytes: keys and values of 4 layers with 128 numbers of 4 bytes
+    assert cache() == 16 * (42 + 12) * token
+    assert cache(text={**SMALL.text, "max_prompt_length": 9}) == 16 * (42 + 12) * token, "the evaluation has them all"
+    assert cache(n_eval_episodes=4) == 8 * (42 + 12) * token
+    assert cache(agent="vineppo") == 256 * (42 + 12) * token
