@@ -107,8 +107,14 @@ def _row(
     )
 
 
-def runs_of(source: Path | str) -> tuple[list[Run], list[tuple[Path, str]]]:
-    """The runs in a folder or a packed file, and what is unfinished; ValueError as `load_runs` and `unpack`."""
+Source = Path | str | Sequence[Run]
+"""A folder with run folders somewhere below it, a file that `pack` wrote, or runs."""
+
+
+def runs_of(source: Source) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """The runs of a source, and what is unfinished; ValueError as `load_runs` and `unpack`."""
+    if not isinstance(source, Path | str):
+        return list(source), []
     return (unpack(Path(source)), []) if Path(source).is_file() else load_runs(source)
 
 
@@ -122,7 +128,7 @@ def _check_unique(runs: Sequence[Run]) -> None:
 
 
 def summarize(
-    source: Path | str,
+    source: Source,
     agents: Sequence[str] | None = None,
     *,
     threshold: float = 0.9,
@@ -135,7 +141,7 @@ def summarize(
     value. Differences are paired where two agents ran with the same seeds.
 
     Args:
-        source: folder with the run folders somewhere below it, or a file that `pack` wrote.
+        source: a folder, a packed file, or runs.
         agents: which agents; the first is the one the others are measured against. None: all, PPO first.
         threshold: success rate whose first crossing is reported.
         level: coverage of the intervals.

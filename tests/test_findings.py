@@ -124,6 +124,15 @@ def test_a_study_is_drawn_from_its_file(tmp_path: Path) -> None:
     assert (tmp_path / "images" / "map-sppo-ppo.png").stat().st_size > 10_000
 
 
+def test_tuned_runs_take_the_place_of_those_at_the_common_rate(tmp_path: Path) -> None:
+    """PPO .5 and SPPO .6 become PPO .5 and SPPO .8."""
+    common = [level(f"Chain/{agent}/seed0", height) for agent, height in (("ppo", 0.5), ("sppo", 0.6))]
+    pack(common, tmp_path / "figure.json.gz")
+    pack([level("Chain/sppo/seed0", 0.8)], tmp_path / "tuned.json.gz")
+    figure, tuned = redraw(tmp_path, tmp_path / "images").split("At each agent's best learning rate")
+    assert "+0.100" in figure and "+0.300" in tuned and "+0.100" not in tuned
+
+
 def test_the_committed_figures_are_drawn_again(tmp_path: Path) -> None:
     told = redraw(RESULTS, tmp_path)
     assert "sppo/PrecisionCartPole-v0" in told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,28 @@ from sppo.experiments.summary import ALL_TASKS, Table, bounds, format_table, rat
 from sppo.experiments.tasks import short_name
 
 
-def _in_order(runs: Path) -> list[str]:
+def _in_order(runs: Sequence[Run]) -> list[str]:
     """The agents that have finished runs, as the studies list them."""
-    found = {run.label for run in unpack(runs)}
+    found = {run.label for run in runs}
     return [agent for agent in AGENTS if agent in found]
 
 
-def _figure(runs: Path, images: Path) -> str:
+def _by_task(runs: Sequence[Run], image: Path) -> str:
     table = summarize(runs, _in_order(runs))
-    save_figure(draw_tasks(table), images / "figure")
+    save_figure(draw_tasks(table), image)
     return f"{format_table(table)}\n\n{_gains_table(table)}"
+
+
+def _figure(runs: Path, images: Path) -> str:
+    return _by_task(unpack(runs), images / "figure")
+
+
+def _tuned(runs: Path, images: Path) -> str:
+    """The figure with each agent at its best rate of the sweep: runs that were made anew take the place of others."""
+    anew = {(run.env_id, run.label, run.seed): run for run in unpack(runs)}
+    figure = unpack(runs.with_name(f"figure{ENDING}"))
+    tuned = [anew.get((run.env_id, run.label, run.seed), run) for run in figure]
+    return f"At each agent's best learning rate\n{_by_task(tuned, images / 'tuned')}"
 
 
 def _gains_table(table: Table) -> str:
@@ -47,7 +59,8 @@ def _gains_table(table: Table) -> str:
 
 
 def _text(runs: Path, images: Path) -> str:
-    table = summarize(runs, _in_order(runs), threshold=TEXT_THRESHOLD)
+    found = unpack(runs)
+    table = summarize(found, _in_order(found), threshold=TEXT_THRESHOLD)
     save_figure(draw_tasks(table), images / "text")
     return f"{format_table(table)}\n\n{_seconds_table(table)}"
 
@@ -141,7 +154,13 @@ def _maps(results: Path, images: Path) -> list[str]:
 
 
 MAPS = {"chain-map": "SparseChain", "cartpole-map": "Precision CartPole"}
-DRAWN: dict[str, Callable[[Path, Path], str]] = {"figure": _figure, "rates": _rates, "dials": _dials, "text": _text}
+DRAWN: dict[str, Callable[[Path, Path], str]] = {
+    "figure": _figure,
+    "rates": _rates,
+    "tuned": _tuned,
+    "dials": _dials,
+    "text": _text,
+}
 TEXT_THRESHOLD = 0.5
 CALIBRATED = ("pearson", "ceiling", "brier", "auc")
 
