@@ -34,7 +34,7 @@ from sppo.experiments.runlog import RunLog
 from sppo.experiments.settings import make
 from sppo.experiments.tasks import task as about_task
 from sppo.experiments.text_config import TextConfig, text_config
-from sppo.experiments.text_memory import fits
+from sppo.experiments.text_memory import UnknownShape, fits
 from sppo.llm.engine import Engine
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.engine_vllm import VLLMEngine, require_vllm
@@ -110,7 +110,10 @@ def check(configs: Sequence[RunConfig]) -> None:
                     config.env_id,
                     len(shared),
                 )
-        fits(config)
+        try:
+            fits(config)
+        except UnknownShape as error:
+            _log.warning("%s", error)
 
 
 def make_agents(configs: Sequence[RunConfig]) -> list[Agent]:

@@ -20,18 +20,23 @@ from sppo.llm.sources import find_model
 from sppo.llm.tokenizer import encode_prompt, load_tokenizer
 
 
+class UnknownShape(ValueError):
+    """A model's shape cannot be known without loading it."""
+
+
 def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
     """What each rank of a resolved config's run will hold; by default on the device that is at hand.
 
     Raises:
-        ValueError: if the model's shape cannot be known without loading it.
+        UnknownShape: if a model's shape cannot be known without loading it.
     """
     text, settings = text_config(config), config.settings
     size = text.ranks or 1
     n = settings["episodes_per_update"]
     rows = min(n, settings["microbatch_size"] or -(-n // settings["n_minibatches"]))
-    task: Any = training_task(config)
-    longest = _longest_prompt(config.start, task, "train")
+    trains: Any = training_task(config)
+    evaluates: Any = evaluation_task(config)
+    longest = _longest_prompt(config.start, trains, "train")
     prompt = min(longest, text.max_prompt_length or longest)
     at_once = text.generation_batch_size
     if "num_continuations" not in settings:  # whose number only responses tell
@@ -48,7 +53,7 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
         value_rows=value_rows,
         generated=at_once,
         prompt=prompt,
-        asked=_longest_prompt(config.start, evaluation_task(config), "test"),
+        asked=_longest_prompt(config.start, evaluates, "test"),
         response=text.max_completion_length,
         dtype=text.shard_dtype if text.ranks else text.dtype,
         checkpointing=text.checkpointing,
@@ -82,7 +87,11 @@ def _shape(model: str) -> Shape:
     try:
         return shape_of(model)
     except ValueError:
-        return shape_of(find_model(model))
+        source = find_model(model)
+    try:
+        return shape_of(source)
+    except ValueError as error:
+        raise UnknownShape(f"memory is not planned: {error}") from error
 
 
 def fits(config: RunConfig) -> str:
@@ -90,11 +99,9 @@ def fits(config: RunConfig) -> str:
 
     Raises:
         ValueError: if the device has less.
+        UnknownShape: if a model's shape cannot be known without loading it.
     """
-    try:
-        plan = memory_plan(config)
-    except ValueError as error:
-        return f"memory is not planned: {error}"
+    plan = memory_plan(config)
     there = device_bytes(started_here())
     check_fits(plan, there)
     return f"{config.agent} needs {plan.peak / 2**30:.2f} GiB per rank, the device has {there / 2**30:.2f} GiB"

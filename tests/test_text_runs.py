@@ -22,7 +22,7 @@ from fake_text import toy_policy
 from small_runs import assert_looks_whole, assert_same_run, in_child, quiet_run, records, scalars
 from test_resume import kill_at_file_operation
 
-from sppo.experiments import text
+from sppo.experiments import text, text_memory
 from sppo.experiments.compare import execute
 from sppo.experiments.config import RunConfig, read_config
 from sppo.experiments.domains import make_agents, resolve
@@ -290,3 +290,22 @@ def test_the_plan_is_of_all_that_is_generated(tmp_path: Path) -> None:
     assert cache(text={**SMALL.text, "max_prompt_length": 9}) == 16 * (42 + 12) * token, "the evaluation has them all"
     assert cache(n_eval_episodes=4) == 8 * (42 + 12) * token
     assert cache(agent="vineppo") == 256 * (42 + 12) * token
+
+
+def test_a_model_whose_memory_cannot_be_planned_is_pointed_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(model: str) -> Any:
+        raise ValueError(f"the shape of {model!r} is not known")
+
+    config = resolve(SMALL)
+    monkeypatch.setattr(text_memory, "shape_of", unknown)
+    text.check([config])
+    assert "memory is not planned: the shape of" in caplog.text
+
+    def broken(*_: object) -> Any:
+        raise ValueError("another fault")
+
+    monkeypatch.setattr(text_memory, "_longest_prompt", broken)
+    with pytest.raises(ValueError, match="another fault"):
+        text.check([config])
