@@ -89,6 +89,7 @@ def check(configs: Sequence[RunConfig]) -> None:
     for config in configs:
         if config.text["engine"] != "hf":
             require_vllm()
+        _check_gpus(config)
         if config.text["lora_rank"] is not None or config.text["critic_kind"] != "full":
             import sppo.llm.lora  # noqa: F401 - which says what is missing
         key = json.dumps([config.env_id, config.env_kwargs, config.text, config.start], sort_keys=True)
@@ -194,6 +195,20 @@ def _lora(text: TextConfig) -> Any:
     from sppo.llm.lora import LoRA
 
     return LoRA(rank=text.lora_rank or 1, alpha=text.lora_alpha)
+
+
+def _check_gpus(config: RunConfig) -> None:
+    """Raise ValueError where ranks or vLLM's server are to have GPUs that are not there."""
+    if config.text["ranks"] is not None:
+        from sppo.llm.fsdp import check_gpus
+
+        check_gpus()
+    devices = config.text["engine_devices"]
+    if devices is None or "CUDA_VISIBLE_DEVICES" in os.environ:  # then a server may have GPUs that we cannot see
+        return
+    there = torch.cuda.device_count()
+    if any(name.strip().isdigit() and int(name) >= there for name in str(devices).split(",")):
+        raise ValueError(f"engine_devices {devices} are not all there: GPUs are numbered from 0, and there are {there}")
 
 
 def _check_tokens(critic: str, tokenizer: Any) -> None:

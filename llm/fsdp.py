@@ -108,17 +108,21 @@ def join() -> Ranks | None:
         return None
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        local, n = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        if n > torch.cuda.device_count():
-            raise ValueError(
-                f"torchrun started {n} processes and there are {torch.cuda.device_count()} GPUs: "
-                f"--nproc-per-node must be at most {torch.cuda.device_count()}"
-            )
-        device = torch.device("cuda", local)
+        check_gpus()
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     _end_with_launcher()
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return Ranks(device)
+
+
+def check_gpus() -> None:
+    """Raise ValueError where torchrun started more processes here than there are GPUs, if there are any."""
+    n, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if torch.cuda.is_available() and n > there:
+        raise ValueError(
+            f"torchrun started {n} processes and there are {there} GPUs: --nproc-per-node must be at most {there}"
+        )
 
 
 def _end_with_launcher() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
 
 from fake_text import toy_policy
 
-from sppo.experiments import cli
+from sppo.experiments import cli, text
+from sppo.experiments.config import RunConfig
+from sppo.experiments.domains import resolve
 from sppo.experiments.text_config import TextConfig
 from sppo.llm.fsdp import join
 
@@ -67,6 +70,26 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         ValueError, match="started 2 processes and there are 1 GPUs: --nproc-per-node must be at most 1"
     ):
         join()
+    dry = RunConfig(env_id="text/arithmetic", env_kwargs={"train_size": 40, "test_size": 12})
+    with pytest.raises(ValueError, match="started 2 processes and there are 1 GPUs"):
+        text.check([resolve(dry)])
+
+
+def test_gpus_of_a_server_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(text, "require_vllm", lambda: None)
+    monkeypatch.setattr(text, "fits", lambda config: None)
+
+    def checked(devices: str | int) -> None:
+        run = RunConfig(env_id="text/arithmetic", env_kwargs={"train_size": 40, "test_size": 12})
+        text.check([resolve(replace(run, text={"engine": "vllm-server", "engine_devices": devices}))])
+
+    checked(1)
+    with pytest.raises(ValueError, match="engine_devices 1,2 are not all there: .* and there are 2"):
+        checked("1,2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # of more, which the server may have
+    checked("1,2")
 
 
 def test_gpus_of_a_server_are_refused_where_they_are_nobodys_or_everybodys(refusal: Any) -> None:
