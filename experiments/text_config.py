@@ -57,8 +57,8 @@ class TextConfig:
     offload: bool = False
     """In a shared run, keep weights, gradients and Adam's moments in the memory of the CPU."""
     shard_dtype: Literal["float32", "bfloat16"] = "float32"
-    """In a shared run, of arithmetic and gathered weights; the engine's own copy is a step wider, so that
-    log-probabilities are recomputed."""
+    """In a shared run, of arithmetic and gathered weights. The copy that generates is of `dtype` with engine hf, narrow
+    where either is with vLLM; with bfloat16 here, or with vLLM, log-probabilities are recomputed."""
 
     def __post_init__(self) -> None:
         for name in (
