@@ -37,7 +37,8 @@ class Setting:
         lora: rank of the policy's adapters; None where the whole policy learns.
         critic: what of the critic learns.
         critic_lora: rank of its adapters.
-        lent: the critic starts from the policy's own body: beside adapters, one process has frozen weights once.
+        other_body: the critic starts from another model than the policy, so that beside adapters frozen weights of its
+            own are there too.
         reference: a frozen copy of the policy is kept (a KL term, DPO).
         engine: "hf" generates with the policy's weights (sharded, with a whole copy of them), "vllm" with its own,
             which on a CPU stay there during updates; "apart" is a vLLM on GPUs of its own.
@@ -59,7 +60,7 @@ class Setting:
     lora: int | None = None
     critic: Literal["full", "lora", "head"] = "full"
     critic_lora: int = 16
-    lent: bool = True
+    other_body: bool = False
     reference: bool = False
     engine: Literal["hf", "vllm", "apart"] = "hf"
     kv_cache_gib: float | None = None
@@ -116,7 +117,7 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
         held["weights"] += learn if s.ranks == 1 else policy.weights
     if critic_sees is not None:
         own = {"full": body.body, "lora": body.adapters(s.critic_lora) + body.hidden + 1, "head": body.hidden + 1}
-        lent = s.lora is not None and s.lent and s.ranks == 1
+        lent = s.lora is not None and not s.other_body and s.ranks == 1
         frozen = 0 if s.critic == "full" or lent else body.body
         held["critic"] = 3 * own[s.critic] + frozen
         gradients["critic"] = own[s.critic]

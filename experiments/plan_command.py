@@ -57,7 +57,7 @@ class PlanCommand:
         small = replace(small, layers=min(small.layers, layers))
         plans = []
         for name, sees, reduced in COLUMNS:
-            setting = replace(self.setting, lent=self.small_critic is None) if reduced else self.setting
+            setting = replace(self.setting, other_body=self.small_critic is not None) if reduced else self.setting
             plans.append(plan(policy, setting, sees, small if reduced else None, name=name))
         print(table(plans))
         if self.device_gib is not None:

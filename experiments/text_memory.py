@@ -61,7 +61,7 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
         lora=text.lora_rank,
         critic=text.critic_kind,
         critic_lora=text.lora_rank or 1,
-        lent=text.critic == "policy",
+        other_body=text.critic != "policy",
         reference=settings["kl_coef"] > 0 or AGENTS[config.agent].needs_reference,
         engine="hf" if text.engine == "hf" else "apart" if gpu and text.engine_devices is not None else "vllm",
         kv_cache_gib=text.kv_cache_gib,

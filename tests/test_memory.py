@@ -80,7 +80,7 @@ def test_what_is_held_by_hand() -> None:
     assert lora.held == {"weights": 4 * (n + 384), "gradients": 4 * 384, "optimizer": 8 * 384, "critic": 16 * (128 + 5)}
     assert plan(TINY, Setting(lora=3, critic="head"), "steps").held["critic"] == 16 * 5
     assert plan(TINY, Setting(lora=3, critic="head"), "steps", replace(TINY, layers=1)).held["critic"] == 16 * 5
-    assert plan(TINY, Setting(lora=3, critic="head", lent=False), "steps").held["critic"] == 16 * 5 + 4 * TINY.body
+    assert plan(TINY, Setting(lora=3, critic="head", other_body=True), "steps").held["critic"] == 16 * 5 + 4 * TINY.body
     assert plan(TINY, Setting(critic="head"), "steps").held["critic"] == 16 * 5 + 4 * TINY.body
     assert "critic" not in plan(TINY, Setting(), None).held
     # 3 responses of 5 + 6 tokens, keys and values of 2 layers with 2 numbers of 4 bytes
