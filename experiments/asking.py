@@ -36,7 +36,7 @@ def respond(
     from sppo.llm.tasks import Score
     from sppo.llm.tokenizer import encode_prompt
 
-    context = getattr(policy.model.config, "max_position_embeddings", None) or np.inf
+    context = policy.context or np.inf
     prefixes = [torch.tensor(encode_prompt(policy.tokenizer, prompt.prompt)) for prompt in prompts]
     budgets = [int(max(0, min(max_completion_length, context - len(prefix)))) for prefix in prefixes]
     asked = [i for i in range(len(prompts)) if budgets[i] > 0 for _ in range(n)]

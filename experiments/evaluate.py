@@ -207,7 +207,7 @@ class Eval:
         if self.engine == "hf":
             return policy.to(device()), HFEngine(policy, batch_size=self.batch_size)
         longest = max(len(encode_prompt(tokenizer, p.prompt)) + one.budget for one in asked for p in one.prompts)
-        context = getattr(policy.model.config, "max_position_embeddings", None) or longest
+        context = policy.context or longest
         return policy, VLLMEngine(
             policy,
             batch_size=self.batch_size,

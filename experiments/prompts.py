@@ -12,7 +12,6 @@ from sppo.experiments.tasks import TEXT
 from sppo.experiments.text_config import TextConfig
 from sppo.llm.policy import TextPolicy
 from sppo.llm.tasks import Prompt, Task, make_task
-from sppo.llm.tokenizer import encode_prompt
 
 _log = logging.getLogger(__name__)
 
@@ -50,12 +49,12 @@ def fitting(prompts: Sequence[Prompt], policy: TextPolicy, text: TextConfig) -> 
     Raises:
         ValueError: if none does.
     """
-    context = getattr(policy.model.config, "max_position_embeddings", None)
+    context = policy.context
     limits = [text.max_prompt_length, None if context is None else context - text.max_completion_length]
     limit = min((n for n in limits if n is not None), default=None)
     if limit is None:
         return list(prompts)
-    kept = [p for p in prompts if len(encode_prompt(policy.tokenizer, p.prompt)) <= limit]
+    kept = policy.no_longer(prompts, limit)
     if not kept:
         raise ValueError(
             f"none of the {len(prompts)} prompts has at most {limit} tokens (the model's context is {context}, "

@@ -87,8 +87,7 @@ class HFEngine:
         Raises:
             ValueError: for an empty prefix, or one that leaves no room in the model's context.
         """
-        context = getattr(self.policy.model.config, "max_position_embeddings", None)
-        check_room(prefixes, max_new_tokens, context)
+        check_room(prefixes, max_new_tokens, self.policy.context)
         # Neighbours in length share a batch, so that little of it is padding.
         order = sorted(range(len(prefixes)), key=lambda i: (len(prefixes[i]), i))
         done: dict[int, Completion] = {}

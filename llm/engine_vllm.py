@@ -104,7 +104,7 @@ class VLLMEngine:
         self.options: dict[str, Any] = {
             "dtype": str(self.dtype).removeprefix("torch."),
             "max_num_seqs": batch_size,
-            "max_model_len": max_model_len or getattr(policy.model.config, "max_position_embeddings", None),
+            "max_model_len": max_model_len or policy.context,
             "enforce_eager": not on_gpu,
             "enable_sleep_mode": on_gpu and devices is None,
             "tensor_parallel_size": 1 if devices is None else len(devices.split(",")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from sppo.agents.batch import Choices, Rows
 from sppo.llm.limits import LOGITS, SHORT
 from sppo.llm.passes import a_pass, device_of
+from sppo.llm.tokenizer import encode_prompt
 
 SHARED = 8  # tokens from which on a beginning that all rows share is worth a pass of its own
 
@@ -113,6 +115,16 @@ class TextPolicy(nn.Module):
     @property
     def device(self) -> torch.device:
         return device_of(self.base)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model can read, prompt and response together; None where nothing bounds them."""
+        length: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        return length
+
+    def no_longer(self, prompts: Iterable[Any], limit: int) -> list[Any]:
+        """The prompts of at most so many tokens."""
+        return [p for p in prompts if len(encode_prompt(self.tokenizer, p.prompt)) <= limit]
 
     def reads(self, traj: Choices) -> Tensor:
         """(B,) tokens of each row in one pass."""

@@ -28,7 +28,7 @@ from sppo.llm.policy import TextPolicy, load_model, tiny_model
 from sppo.llm.sampler import TextSampler
 from sppo.llm.sources import find_model
 from sppo.llm.tasks import make_task
-from sppo.llm.tokenizer import character_tokenizer, encode_prompt, load_tokenizer
+from sppo.llm.tokenizer import character_tokenizer, load_tokenizer
 
 POOL = 16  # batches that are drawn together, to be cut into such of like length
 
@@ -219,15 +219,14 @@ def _policy(config: TextSFTConfig, task: Any) -> TextPolicy:
 
 def _with_room(prompts: Any, policy: TextPolicy, config: TextSFTConfig) -> list[Any]:
     """The prompts that leave room for a response in the model's context."""
-    context = getattr(policy.model.config, "max_position_embeddings", None)
-    if context is None:
+    if policy.context is None:
         return list(prompts)
-    room = context - config.max_completion_length
-    kept = [p for p in prompts if len(encode_prompt(policy.tokenizer, p.prompt)) <= room]
+    room = policy.context - config.max_completion_length
+    kept = policy.no_longer(prompts, room)
     if not kept:
         raise ValueError(
-            f"none of the {len(prompts)} prompts has at most {room} tokens, which the model's context of {context} "
-            f"leaves beside max_completion_length = {config.max_completion_length}"
+            f"none of the {len(prompts)} prompts has at most {room} tokens, which the model's context of "
+            f"{policy.context} leaves beside max_completion_length = {config.max_completion_length}"
         )
     return kept
 
