@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sppo.experiments import compact
+from sppo.experiments.compact import ENDING, short
 from sppo.experiments.results import Run
 from sppo.experiments.stats import Floats
 
 BINS = 25
 """Means that stand for a training metric, which has a value per update."""
-DIGITS = 4
 CLOCKS = ("time/total_episodes", "time/total_timesteps")
 """Metrics of time that are kept: against which others are drawn."""
-ENDING = ".json.gz"
 
 
 def pack(runs: Sequence[Run], file: Path) -> Path:
-    """Write runs: evaluations to six decimals, training metrics as at most 25 means each to four digits.
-
-    Paths below the current folder become relative to it.
-    """
+    """Write runs: evaluations to six decimals, training metrics as at most 25 means each to four digits."""
     content = [
         {
             **{name: getattr(run, name) for name in ("name", "label", "env_id", "seed", "config")},
             "evals": {column: np.round(values, 6).tolist() for column, values in run.evals.items()},
             "progress": {
-                tag: _short(_means(values))
+                tag: short(_means(values))
                 for tag, values in run.progress.items()
                 if not tag.startswith("time/") or tag in CLOCKS
             },
@@ -41,11 +35,7 @@ def pack(runs: Sequence[Run], file: Path) -> Path:
         }
         for run in runs
     ]
-    text = json.dumps({"runs": content}, separators=(",", ":")).replace(f'"{Path.cwd()}/', '"')
-    partial = file.with_name(f".{file.name}")
-    partial.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same runs give the same bytes
-    partial.replace(file)
-    return file
+    return compact.write({"runs": content}, file)
 
 
 def unpack(file: Path) -> list[Run]:
@@ -55,7 +45,7 @@ def unpack(file: Path) -> list[Run]:
         ValueError: if the file is missing or damaged.
     """
     try:
-        content = json.loads(gzip.decompress(file.read_bytes()))["runs"]
+        content = compact.read(file)["runs"]
         return [Run(**{**run, "evals": _arrays(run["evals"]), "progress": _arrays(run["progress"])}) for run in content]
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} must be a file of packed runs ({ENDING}): {error}") from error
@@ -67,10 +57,6 @@ def _means(values: Floats) -> Floats:
         return values
     parts = np.array_split(values, BINS)
     return np.array([part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan for part in parts])
-
-
-def _short(values: Floats) -> list[float | None]:
-    return [float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _arrays(columns: dict[str, Any]) -> dict[str, Floats]:

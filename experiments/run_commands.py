@@ -174,7 +174,8 @@ def env_ids_of(chosen: tuple[str, ...]) -> tuple[str, ...]:
 
 def print_report(source: Path, agents: tuple[str, ...] | None, out: Path | None = None) -> None:
     """The table of a folder of runs, with curves, report and the packed runs beside it; or of a packed file."""
-    from sppo.experiments.packed import ENDING, pack
+    from sppo.experiments.compact import ENDING
+    from sppo.experiments.packed import pack
     from sppo.experiments.report import format_table, plot_curves, summarize, write_report
 
     if out is None and source.is_file():

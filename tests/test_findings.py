@@ -12,7 +12,6 @@ import pytest
 from sppo.experiments.evidence.findings import redraw, seconds_to
 from sppo.experiments.evidence.findings_figures import draw_dials, draw_map
 from sppo.experiments.evidence.gains import cells, gain, pooled_gain
-from sppo.experiments.evidence.studies import RESULTS
 from sppo.experiments.packed import pack
 from sppo.experiments.results import Run
 
@@ -131,9 +130,3 @@ def test_tuned_runs_take_the_place_of_those_at_the_common_rate(tmp_path: Path) -
     pack([level("Chain/sppo/seed0", 0.8)], tmp_path / "tuned.json.gz")
     figure, tuned = redraw(tmp_path, tmp_path / "images").split("At each agent's best learning rate")
     assert "+0.100" in figure and "+0.300" in tuned and "+0.100" not in tuned
-
-
-def test_the_committed_figures_are_drawn_again(tmp_path: Path) -> None:
-    told = redraw(RESULTS, tmp_path)
-    assert "sppo/PrecisionCartPole-v0" in told
-    assert {path.name for path in tmp_path.glob("*.png")} <= {path.name for path in Path("docs/images").glob("*.png")}

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sppo.experiments import compact
 from sppo.experiments.evidence import gradients, positions, why, why_figures, why_tables
 from sppo.experiments.evidence.studies import CARTPOLE, CHAIN
 
 
 def test_what_is_written_is_read_to_four_digits(tmp_path: Path) -> None:
     file = tmp_path / "new" / "why.json.gz"
-    why.write({"a": [{"x": np.array([[0.123456, 2.0]]), "n": 12345, "none": None, "text": "b"}]}, file)
+    raw = {"a": [{"x": np.array([[0.123456, 2.0]]), "n": 12345, "none": None, "text": "b"}]}
+    compact.write(compact.short(raw), file)
     assert why.read(file) == {"a": [{"x": [[0.1235, 2.0]], "n": 12345, "none": None, "text": "b"}]}
     before = file.read_bytes()
-    why.write(why.read(file), file)
+    compact.write(compact.short(why.read(file)), file)
     assert file.read_bytes() == before
     with pytest.raises(ValueError, match="measure first"):
         why.read(tmp_path / "other.json.gz")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from sppo.experiments.compact import ENDING
 from sppo.experiments.compare import execute
 from sppo.experiments.evidence.studies import (
     CARTPOLE,
@@ -19,7 +20,7 @@ from sppo.experiments.evidence.studies import (
     WINDOWS,
     study,
 )
-from sppo.experiments.packed import ENDING, pack
+from sppo.experiments.packed import pack
 from sppo.experiments.results import load_runs
 from sppo.experiments.tasks import short_name
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sppo.experiments import stats
+from sppo.experiments import compact, stats
 from sppo.experiments.calibration import calibration
+from sppo.experiments.compact import ENDING
 from sppo.experiments.evidence.findings_figures import draw_dials, draw_map, draw_tasks
-from sppo.experiments.evidence.gains import Cell, cells, gain, pooled_gain
+from sppo.experiments.evidence.gains import Cell, by_setting, cells, gain, pooled_gain
 from sppo.experiments.evidence.studies import AGENTS, RATES, STUDIES, best_rates
-from sppo.experiments.packed import ENDING, unpack
+from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
 from sppo.experiments.stats import Interval
@@ -86,10 +85,7 @@ def _dials(runs: Path, images: Path) -> str:
     loaded = unpack(runs)
     save_figure(draw_dials(loaded), images / "dials")
     lines = ["Area under the curve, sppo - ppo, as one thing varies, [95% t interval over paired seeds]"]
-    settings: dict[str, list[Run]] = {}
-    for run in loaded:
-        settings.setdefault(run.name.rsplit("/", 2)[0], []).append(run)
-    for name, here in sorted(settings.items(), key=lambda setting: _by_value(setting[0])):
+    for name, here in sorted(by_setting(loaded).items(), key=lambda setting: _by_value(setting[0])):
         difference, n = gain(here, "sppo", "ppo")
         lines.append(f"  {name:55}  {signed(difference.estimate)} {bounds(difference, signed)}  n = {n}")
     return "\n".join(lines)
@@ -119,7 +115,7 @@ def _calibrations(folder: Path) -> str:
     """How well V(s0) of each calibrated run tells held-out starts apart."""
     lines = ["V(s0) against the success rate at held-out starts, [95% bootstrap interval over starts]"]
     for file in sorted(folder.glob(f"*{ENDING}")):
-        found = json.loads(gzip.decompress(file.read_bytes()))
+        found = compact.read(file)
         figures = calibration(np.array(found["values"]), np.array(found["outcomes"]))
         told = "  ".join(f"{name} {rate(x.estimate)} {bounds(x)}" for name, x in figures.items() if name in CALIBRATED)
         lines.append(f"  {file.name.removesuffix(ENDING):24}  {told}  n = {len(found['values'])} x {found['samples']}")

@@ -21,6 +21,14 @@ class Cell(NamedTuple):
     seeds: int
 
 
+def by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """What a name has before AGENT/seedK -> the runs of all agents and seeds there."""
+    settings: dict[str, list[Run]] = {}
+    for run in runs:
+        settings.setdefault(run.name.rsplit("/", 2)[0], []).append(run)
+    return settings
+
+
 def _differences(runs: Sequence[Run], agent: str, other: str) -> dict[int, float]:
     """By seed that both have, the area of one less that of the other, at one setting."""
     areas = {name: {run.seed: area(run) for run in runs if run.label == name} for name in (agent, other)}
@@ -38,9 +46,7 @@ def gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
 def pooled_gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
     """The same of each seed's mean over all settings of a study: a seed has its luck in all of them, so that settings
     are not so many more trials."""
-    settings: dict[str, list[Run]] = {}
-    for run in runs:
-        settings.setdefault(run.name.rsplit("/", 2)[0], []).append(run)
+    settings = by_setting(runs)
     found = [_differences(here, agent, other) for here in settings.values()]
     seeds = set.intersection(*(set(of_seed) for of_seed in found))
     if not seeds:

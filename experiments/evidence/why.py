@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from sppo.experiments import compact
 from sppo.experiments.config import RunConfig, versions
 from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.evidence.studies import AGENTS, CARTPOLE, CHAIN, chain_goal
@@ -165,32 +162,15 @@ def _first_prediction(env_id: str) -> Any:
     return FirstPrediction(None)
 
 
-def write(raw: Raw, file: Path) -> None:
-    """Compressed, numbers to four digits; the same bytes for the same content."""
-    text = json.dumps(_short(raw), separators=(",", ":"))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(gzip.compress(text.encode(), mtime=0))
-
-
 def read(file: Path) -> Raw:
-    """What `write` wrote.
+    """The measurements of a file.
 
     Raises:
         ValueError: if there is no such file.
     """
     if not file.exists():
         raise ValueError(f"{file} is missing: measure first, `sppo why --measure`")
-    return dict(json.loads(gzip.decompress(file.read_bytes())))
-
-
-def _short(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {name: _short(value) for name, value in x.items()}
-    if isinstance(x, list | tuple):
-        return [_short(value) for value in x]
-    if isinstance(x, np.ndarray):
-        return _short(x.tolist())
-    return float(f"{x:.4g}") if isinstance(x, float) else x
+    return compact.read(file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +195,7 @@ class Why:
                 if name not in raw:
                     print(name, flush=True)
                     raw[name] = piece()
-                    write(raw, self.raw)
+                    compact.write(compact.short(raw), self.raw)
         from sppo.experiments.evidence.why_figures import draw
         from sppo.experiments.evidence.why_tables import tables
 

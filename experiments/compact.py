@@ -1,0 +1,47 @@
+"""JSON with few digits, compressed: small enough to commit, and the same bytes for the same content."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ENDING = ".json.gz"
+DIGITS = 4
+
+
+def short(content: Any) -> Any:
+    """Numbers to four digits, arrays as lists; what is not finite becomes None."""
+    if isinstance(content, dict):
+        return {name: short(value) for name, value in content.items()}
+    if isinstance(content, np.ndarray):
+        return short(content.tolist())
+    if isinstance(content, list | tuple):
+        return [short(value) for value in content]
+    if isinstance(content, float):
+        return float(f"{content:.{DIGITS}g}") if math.isfinite(content) else None
+    return content
+
+
+def write(content: Any, file: Path) -> Path:
+    """The whole file or nothing of it; paths below the current folder become relative to it."""
+    text = json.dumps(content, separators=(",", ":")).replace(f'"{Path.cwd()}/', '"')
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}")
+    partial.write_bytes(gzip.compress(text.encode(), mtime=0))
+    partial.replace(file)
+    return file
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What `write` wrote.
+
+    Raises:
+        OSError, EOFError: if it is missing or cut short.
+        ValueError: if it holds something else.
+    """
+    return dict(json.loads(gzip.decompress(file.read_bytes())))
