@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from sppo.experiments import stats
+from sppo.experiments import curves
 from sppo.experiments.answer import agent_by_agent, answer, matrix, seeds_of
 from sppo.experiments.diagnostics import diagnostics_figure
 from sppo.experiments.differences import configs_json, differences_table
@@ -84,8 +84,8 @@ def _run_table(table: Table, made: str) -> str:
     body = []
     for run in table.runs:
         x, y = run.evals["episodes"], run.evals["success_rate"]
-        reached = stats.first_crossing(x, y, table.threshold)
-        area = stats.area_under_curve(x, y, table.budgets[run.env_id])
+        reached = curves.first_crossing(x, y, table.threshold)
+        area = curves.area_under_curve(x, y, table.budgets[run.env_id])
         key = reached if math.isfinite(reached) else "1e999"
         body.append(
             f"<tr>{f'<td>{escape(run.env_id)}</td>' * several}{agent_cell(table, run.label)}<td>{run.seed}</td>"

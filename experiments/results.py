@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sppo.experiments.stats import Floats, area_under_curve
+from sppo.experiments.curves import area_under_curve
+from sppo.experiments.stats import Floats
 from sppo.experiments.tasks import TEXT
 
 EVAL_COLUMNS = ("episodes", "env_steps", "seconds", "success_rate")

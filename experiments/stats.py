@@ -28,7 +28,8 @@ class Interval(NamedTuple):
     high: float
 
 
-def _checked(name: str, values: ArrayLike, dims: tuple[int, ...], finite: bool = False) -> Floats:
+def checked(name: str, values: ArrayLike, dims: tuple[int, ...], finite: bool = False) -> Floats:
+    """As an array with one of these numbers of dimensions, or a ValueError that names it."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim not in dims:
         raise ValueError(f"{name} must have {' or '.join(map(str, dims))} dimensions, got shape {array.shape}")
@@ -42,7 +43,7 @@ def _checked(name: str, values: ArrayLike, dims: tuple[int, ...], finite: bool =
 
 
 def _scores(name: str, values: ArrayLike, finite: bool = False) -> Floats:
-    array = _checked(name, values, (1, 2), finite)
+    array = checked(name, values, (1, 2), finite)
     return array[:, None] if array.ndim == 1 else array  # (S, K)
 
 
@@ -213,7 +214,7 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     Raises:
         ValueError: no values, values that are not finite, a bad level. One value has an infinite interval.
     """
-    v = _checked("values", values, (1,), finite=True)
+    v = checked("values", values, (1,), finite=True)
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     mean = float(v.mean())
@@ -271,60 +272,7 @@ def curve_band(
     Raises:
         ValueError: no curves, NaN among them, a bad level or number of resamples.
     """
-    y = _checked("curves", curves, (2,))
+    y = checked("curves", curves, (2,))
     rows = _rows(y[:, :1], resamples, np.random.default_rng(rng))[..., 0]  # (resamples, S)
     low, high = _ends(_trimmed_mean(y[rows], axis=1), level)
     return _trimmed_mean(y, axis=0), low, high
-
-
-def _curve(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
-    xs, ys = _checked("x", x, (1,), finite=True), _checked("y", y, (1,), finite=True)
-    if xs.shape != ys.shape:
-        raise ValueError(f"x and y must have the same length, got {len(xs)} and {len(ys)}")
-    if (np.diff(xs) <= 0).any():
-        at = int(np.argmax(np.diff(xs) <= 0)) + 1
-        raise ValueError(f"x must increase strictly, got {xs[at - 1]:g} then {xs[at]:g} at index {at}")
-    return xs, ys
-
-
-def area_under_curve(x: ArrayLike, y: ArrayLike, budget: float) -> float:
-    """Mean height of a learning curve over its budget.
-
-    AUC = 1/budget integral_0^budget y(x) dx, y linear between the points and level outside them
-
-    A run that stopped early counts with its last value to the end of the budget.
-
-    Source: the area that Agarwal et al. 2021, arXiv 2108.13264, call sample efficiency; the trapezoid rule.
-    Args:
-        x: (N,) strictly increasing, in the units of the budget.
-        y: (N,).
-        budget: where the area ends, above 0.
-    Raises:
-        ValueError: empty or unequal arrays, values that are not finite, x not increasing, budget not above 0.
-    """
-    xs, ys = _curve(x, y)
-    if not (np.isfinite(budget) and budget > 0):
-        raise ValueError(f"budget must be finite and above 0, got {budget}")
-    inside = (xs > 0) & (xs < budget)
-    grid = np.concatenate(([0.0], xs[inside], [budget]))
-    return float(np.trapezoid(np.interp(grid, xs, ys), grid) / budget)
-
-
-def first_crossing(x: ArrayLike, y: ArrayLike, threshold: float) -> float:
-    """The first recorded x at which a learning curve has reached a threshold; inf when it never does.
-
-    min {x_i : y_i >= threshold}, min {} = inf; no interpolation between records
-
-    Source: definition.
-    Args:
-        x: (N,) strictly increasing.
-        y: (N,).
-        threshold: in the units of y.
-    Raises:
-        ValueError: empty or unequal arrays, values that are not finite, x not increasing, threshold NaN.
-    """
-    xs, ys = _curve(x, y)
-    if np.isnan(threshold):
-        raise ValueError("threshold must be a number, got nan")
-    reached = ys >= threshold
-    return float(xs[np.argmax(reached)]) if reached.any() else float("inf")

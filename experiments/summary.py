@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sppo.experiments import stats
+from sppo.experiments import curves, stats
 from sppo.experiments.packed import unpack
 from sppo.experiments.results import Run, load_runs, units
 from sppo.experiments.stats import Floats, Interval
@@ -73,7 +73,7 @@ def _order(runs: Sequence[Run], agents: Sequence[str] | None) -> list[str]:
 
 
 def _scores(runs: Sequence[Run], budget: float) -> Floats:
-    areas = [stats.area_under_curve(run.evals["episodes"], run.evals["success_rate"], budget) for run in runs]
+    areas = [curves.area_under_curve(run.evals["episodes"], run.evals["success_rate"], budget) for run in runs]
     return np.array([[[run.success_rate], [area]] for run, area in zip(runs, areas, strict=True)])  # (S, 2, 1)
 
 
@@ -172,7 +172,7 @@ def summarize(
             first = None if agent == here[0] else scores[env_id, here[0]]
             paired = first is not None and seeds[env_id, agent] == seeds[env_id, here[0]]
             hits = {
-                x: [stats.first_crossing(run.evals[x], run.evals["success_rate"], threshold) for run in mine]
+                x: [curves.first_crossing(run.evals[x], run.evals["success_rate"], threshold) for run in mine]
                 for x in ("episodes", "env_steps")
             }
             table.rows.append(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import trim_mean
 
-from sppo.experiments import stats
+from sppo.experiments import curves, stats
 
 NAN = float("nan")
 INF = float("inf")
@@ -135,20 +135,20 @@ def test_curve_band_is_pointwise_iqm() -> None:
 
 def test_area_under_curve_by_hand() -> None:
     # a ramp from 0 to 1 over the budget
-    assert stats.area_under_curve([0, 10], [0, 1], 10) == 0.5
+    assert curves.area_under_curve([0, 10], [0, 1], 10) == 0.5
     # 0 until 4 (first value held back), ramp 4..8 worth 2, then 1 held to 10: (0 + 2 + 2) / 10
-    assert stats.area_under_curve([4, 8], [0, 1], 10) == pytest.approx(0.4)
+    assert curves.area_under_curve([4, 8], [0, 1], 10) == pytest.approx(0.4)
     # a record past the budget counts only as the line towards it: the ramp 0..20 is 1/2 at 10, area 2.5 of 10
-    assert stats.area_under_curve([0, 20], [0, 1], 10) == pytest.approx(0.25)
+    assert curves.area_under_curve([0, 20], [0, 1], 10) == pytest.approx(0.25)
     # one record is a level curve
-    assert stats.area_under_curve([5], [0.3], 10) == pytest.approx(0.3)
+    assert curves.area_under_curve([5], [0.3], 10) == pytest.approx(0.3)
 
 
 def test_first_crossing_by_hand() -> None:
-    assert stats.first_crossing([1, 2, 3], [0.1, 0.9, 0.95], 0.9) == 2
+    assert curves.first_crossing([1, 2, 3], [0.1, 0.9, 0.95], 0.9) == 2
     # falling back below does not undo it
-    assert stats.first_crossing([1, 2, 3], [0.95, 0.2, 0.95], 0.9) == 1
-    assert math.isinf(stats.first_crossing([1, 2, 3], [0.1, 0.2, 0.89], 0.9))
+    assert curves.first_crossing([1, 2, 3], [0.95, 0.2, 0.95], 0.9) == 1
+    assert math.isinf(curves.first_crossing([1, 2, 3], [0.1, 0.2, 0.89], 0.9))
 
 
 @pytest.mark.parametrize(
@@ -166,12 +166,12 @@ def test_first_crossing_by_hand() -> None:
         (lambda: stats.paired_difference([INF], [1.0], 0), r"x must be finite, got inf at index \(0,\)"),
         (lambda: stats.difference([1.0], [NAN], 0), "y must be finite"),
         (lambda: stats.curve_band([1.0], 0), "curves must have 2 dimensions"),
-        (lambda: stats.area_under_curve([0, 0], [1, 1], 1), "x must increase strictly, got 0 then 0 at index 1"),
-        (lambda: stats.area_under_curve([0, 1], [1, 1], 0), "budget must be finite and above 0, got 0"),
-        (lambda: stats.area_under_curve([0, 1], [1], 1), "same length, got 2 and 1"),
-        (lambda: stats.first_crossing([], [], 0.9), "x must hold at least one value"),
-        (lambda: stats.first_crossing([0], [NAN], 0.9), "y must be finite"),
-        (lambda: stats.first_crossing([0], [1], NAN), "threshold"),
+        (lambda: curves.area_under_curve([0, 0], [1, 1], 1), "x must increase strictly, got 0 then 0 at index 1"),
+        (lambda: curves.area_under_curve([0, 1], [1, 1], 0), "budget must be finite and above 0, got 0"),
+        (lambda: curves.area_under_curve([0, 1], [1], 1), "same length, got 2 and 1"),
+        (lambda: curves.first_crossing([], [], 0.9), "x must hold at least one value"),
+        (lambda: curves.first_crossing([0], [NAN], 0.9), "y must be finite"),
+        (lambda: curves.first_crossing([0], [1], NAN), "threshold"),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], object], told: str) -> None:

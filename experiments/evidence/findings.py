@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sppo.experiments import compact, stats
+from sppo.experiments import compact, curves
 from sppo.experiments.calibration import calibration
 from sppo.experiments.compact import ENDING
 from sppo.experiments.evidence.findings_figures import draw_dials, draw_map, draw_tasks
@@ -66,7 +66,7 @@ def _text(runs: Path, images: Path) -> str:
 
 def seconds_to(run: Run, threshold: float) -> float:
     """Of the processor, sampling and learning, until an evaluation reaches the threshold; inf where none does."""
-    return stats.first_crossing(run.evals["cpu_seconds"], run.evals["success_rate"], threshold)
+    return curves.first_crossing(run.evals["cpu_seconds"], run.evals["success_rate"], threshold)
 
 
 def _seconds_table(table: Table) -> str:
