@@ -13,8 +13,8 @@ from sppo.experiments.compare import execute
 from sppo.experiments.evidence.studies import (
     CARTPOLE,
     CARTPOLE_HORIZONS,
+    CARTPOLE_SEEDS,
     RESULTS,
-    SEEDS,
     STARTS,
     STUDIES,
     WINDOWS,
@@ -39,8 +39,10 @@ def make_starts() -> None:
             train_expert(CARTPOLE, expert, config=expert_config(CARTPOLE, env_kwargs=env_kwargs))
         for low, high in WINDOWS.items():
             folder = STARTS / f"{horizon}" / f"{low:g}"
-            if not (folder / short_name(CARTPOLE) / f"{SEEDS[-1]}.safetensors").exists():
-                fits(sft_config(CARTPOLE, env_kwargs=env_kwargs, low=low, high=high), expert, folder, len(SEEDS))
+            made = len(list((folder / short_name(CARTPOLE)).glob("*.safetensors")))
+            if made < len(CARTPOLE_SEEDS):  # the first come first
+                config = sft_config(CARTPOLE, env_kwargs=env_kwargs, low=low, high=high, seed=made)
+                fits(config, expert, folder, len(CARTPOLE_SEEDS) - made)
 
 
 @dataclass(frozen=True, kw_only=True)
