@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 from sppo.experiments.evidence.findings import redraw
 from sppo.experiments.evidence.studies import RESULTS, STUDIES
+from sppo.experiments.packed import unpack
+from sppo.experiments.summary import format_table, summarize
 
 PAGE = Path("docs/RESULTS.md")
 
@@ -24,6 +27,13 @@ def test_tables_are_what_the_command_prints(drawn: tuple[set[str], Path]) -> Non
     tables = [line.strip() for line in lines if not line.strip().startswith("sppo ")]
     assert len(tables) > 20
     assert [line for line in tables if line not in drawn[0]] == []
+
+
+def test_the_readme_s_table_is_of_its_packed_runs() -> None:
+    table = format_table(summarize(unpack(RESULTS / "compare.json.gz"), ["ppo", "sppo"]))
+    printed = re.findall(r"^    (agent  seeds.*?)\n\n", Path("README.md").read_text("utf-8"), re.M | re.S)
+    assert len(printed) == 1
+    assert dedent(f"    {printed[0]}") in table
 
 
 def test_figures_are_drawn_by_the_command(drawn: tuple[set[str], Path]) -> None:
