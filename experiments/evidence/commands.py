@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from tqdm.auto import tqdm
 
 from sppo.experiments.compact import ENDING
 from sppo.experiments.compare import execute
@@ -24,13 +25,16 @@ from sppo.experiments.packed import pack
 from sppo.experiments.results import load_runs
 from sppo.experiments.tasks import short_name
 
+if TYPE_CHECKING:
+    from sppo.experiments.sft import SFTConfig
+
 EXPERTS = Path("runs/experts")
 
 
 def make_starts() -> None:
     """Experts for each horizon of the map over CartPole, and their clones, where they are missing."""
     from sppo.experiments.experts import expert_config, train_expert
-    from sppo.experiments.sft import fits, sft_config
+    from sppo.experiments.sft import sft_config
 
     for horizon in CARTPOLE_HORIZONS:
         env_kwargs = {"horizon": horizon}
@@ -38,11 +42,24 @@ def make_starts() -> None:
         if not (expert / "episodes.safetensors").exists():
             train_expert(CARTPOLE, expert, config=expert_config(CARTPOLE, env_kwargs=env_kwargs))
         for low, high in WINDOWS.items():
-            folder = STARTS / f"{horizon}" / f"{low:g}"
-            made = len(list((folder / short_name(CARTPOLE)).glob("*.safetensors")))
-            if made < len(CARTPOLE_SEEDS):  # the first come first
-                config = sft_config(CARTPOLE, env_kwargs=env_kwargs, low=low, high=high, seed=made)
-                fits(config, expert, folder, len(CARTPOLE_SEEDS) - made)
+            config = sft_config(CARTPOLE, env_kwargs=env_kwargs, low=low, high=high)
+            folder = STARTS / f"{horizon}" / f"{low:g}" / short_name(CARTPOLE)
+            files = [folder / f"{seed}.safetensors" for seed in CARTPOLE_SEEDS]
+            for file in tqdm([file for file in files if not file.exists()], desc=str(folder), disable=None):
+                _make_start(config, expert, file)
+
+
+def _make_start(config: SFTConfig, expert: Path, file: Path) -> None:
+    """The clone of a seed; where that jumps over the window, of the seed a hundred later, and so on."""
+    from sppo.experiments.sft import clone, read_demonstrations
+
+    for seed in range(int(file.stem), 1000, 100):
+        try:
+            clone(replace(config, seed=seed), read_demonstrations(expert), file)
+            return
+        except ValueError as error:
+            missed = error
+    raise missed
 
 
 @dataclass(frozen=True, kw_only=True)
