@@ -25,6 +25,8 @@ class Setting:
 
     Args:
         ranks: that share the run; with more than one, networks are sharded.
+        shard_over: ranks that the policy is cut over; by default all.
+        critic_shard_over: ranks that the critic is cut over.
         rows: each rank's, in one forward and backward pass.
         value_rows: each rank's, in one pass outside autograd, as far as TOKENS allows.
         generated: each rank's responses that are generated side by side.
@@ -48,6 +50,8 @@ class Setting:
     """
 
     ranks: int = 1
+    shard_over: int | None = None
+    critic_shard_over: int | None = None
     rows: int = 1
     value_rows: int = 1
     generated: int = 64
@@ -71,6 +75,11 @@ class Setting:
     def narrow(self) -> int:
         """Bytes of a number in the arithmetic."""
         return 4 if self.dtype == "float32" else 2
+
+    def over(self, part: str) -> int:
+        """How many ranks a part is cut over."""
+        own = self.critic_shard_over if part == "critic" else self.shard_over
+        return own or self.ranks
 
     @property
     def offloads(self) -> bool:
@@ -125,7 +134,7 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
         held["gradients"] = gradients.pop("policy")
         if "critic" in gradients:
             held["critic"] += gradients.pop("critic")
-    resting = {name: -(-n * WIDE // s.ranks) for name, n in held.items()}
+    resting = {name: -(-n * WIDE // s.over(name)) for name, n in held.items()}
     if s.offloads:
         resting = dict.fromkeys(resting, 0)
     if s.engine == "hf" and s.ranks > 1:
@@ -149,7 +158,7 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
         phases["values"] = {"activations": int(_read(s, seen) * _passing(body, s, seen))}
         phases["critic"] = _update(body, s, s.rows * seen, s.critic != "head", outside)
     for phase, n in gradients.items():
-        phases[phase]["gradients"] = 0 if s.offloads else -(-n * WIDE // s.ranks)
+        phases[phase]["gradients"] = 0 if s.offloads else -(-n * WIDE // s.over(phase))
     return Plan(name, resting, phases)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ def shared_task(task: Task) -> Any:
 
 
 def shared_learner(text: TextConfig, microbatch_size: int | None) -> Any:
-    """What makes the learner of a network that all ranks shard."""
+    """What makes the learner of a network that all ranks shard, policy and critic each on its own mesh."""
     from sppo.llm.fsdp import FSDPLearner, ShardConfig
+    from sppo.llm.policy import TextPolicy
 
     shards = ShardConfig(
         dtype=text.shard_dtype,
@@ -81,4 +83,9 @@ def shared_learner(text: TextConfig, microbatch_size: int | None) -> Any:
         offload=text.offload,
         rows=None if microbatch_size is None else -(-microbatch_size // ranks().size),
     )
-    return partial(FSDPLearner, ranks=ranks(), config=shards)
+
+    def make(module: Any, **options: Any) -> FSDPLearner:
+        over = text.shard_over if isinstance(module, TextPolicy) else text.critic_shard_over
+        return FSDPLearner(module, ranks=ranks(), config=replace(shards, over=over), **options)
+
+    return make

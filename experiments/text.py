@@ -200,7 +200,7 @@ def _lora(text: TextConfig) -> Any:
 def _check_gpus(config: RunConfig) -> None:
     """Raise ValueError where ranks or vLLM's server are to have GPUs that are not there."""
     if config.text["ranks"] is not None:
-        from sppo.llm.fsdp import check_gpus
+        from sppo.llm.torchrun import check_gpus
 
         check_gpus()
     devices = config.text["engine_devices"]

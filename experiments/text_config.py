@@ -52,6 +52,10 @@ class TextConfig:
     """Responses written to completions.jsonl at every update and evaluation."""
     ranks: int | None = None
     """Processes that share the run, as many as torchrun starts; None without it."""
+    shard_over: int | None = None
+    """In a shared run, neighbouring ranks that the policy is cut over; the others hold copies. By default all."""
+    critic_shard_over: int | None = None
+    """The same of the critic; with 1, every rank has it whole."""
     checkpointing: bool = False
     """In a shared run, keep only the inputs of layers for the backward pass."""
     offload: bool = False
@@ -87,9 +91,14 @@ class TextConfig:
                 f"engine_devices {self.engine_devices} would have to hold a server of each of the {self.ranks} ranks: "
                 "without it, each rank's is on the rank's GPU"
             )
-        for name, plain in (("checkpointing", False), ("offload", False), ("shard_dtype", "float32")):
-            if self.ranks is None and getattr(self, name) != plain:
+        plain = {"shard_over": None, "critic_shard_over": None, "checkpointing": False, "offload": False}
+        for name, value in (plain | {"shard_dtype": "float32"}).items():
+            if self.ranks is None and getattr(self, name) != value:
                 raise ValueError(f"{name} is of runs that ranks share: start this one with torchrun")
+        for name in ("shard_over", "critic_shard_over"):
+            over = getattr(self, name)
+            if over is not None and (over < 1 or self.ranks % over):
+                raise ValueError(f"{name} must divide the number of ranks, {self.ranks}, got {over}")
 
 
 def text_config(config: RunConfig) -> TextConfig:

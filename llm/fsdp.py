@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +18,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     MixedPrecisionPolicy,
@@ -33,13 +30,9 @@ from torch.distributed.tensor import DTensor
 
 from sppo.agents.batch import Experience
 from sppo.agents.learners import adam, check_gradient
-from sppo.llm.limits import TOKENS
-from sppo.llm.passes import moved
 from sppo.llm.policy import checkpoint_layers
-
-DIFFERENTIABLE = ("evaluate", "loss")
-PASSES = (*DIFFERENTIABLE, "value", "values")
-"""Methods of policies and critics that run the network."""
+from sppo.llm.shared_passes import PASSES, shared_pass
+from sppo.llm.torchrun import check_gpus, end_with_launcher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +43,8 @@ class ShardConfig:
         dtype: of its arithmetic and of gathered weights; the sharded weights, gradients and Adam stay as they are.
         checkpointing: keep only the inputs of each layer, and compute the rest again in the backward pass.
         offload: weights, gradients and Adam's moments rest in the memory of the CPU, where Adam runs too.
+        over: neighbours that each tensor is cut over, by default all ranks; others hold the same slices. With 1 every
+            rank has the whole network, which gathers nothing and only sums gradients.
         rows: of each rank at most in one pass outside autograd (values, log-probabilities of a reference), besides
             what TOKENS allows.
     """
@@ -57,6 +52,7 @@ class ShardConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
     offload: bool = False
+    over: int | None = None
     rows: int | None = None
 
 
@@ -65,7 +61,22 @@ class Ranks:
 
     def __init__(self, device: torch.device) -> None:
         self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
-        self.mesh = init_device_mesh(device.type, (self.size,))
+        self.meshes: dict[int, DeviceMesh] = {}
+
+    def mesh(self, over: int | None = None) -> DeviceMesh:
+        """Where networks lie that are cut over so many neighbours, by default all; the others hold copies.
+
+        Raises:
+            ValueError: if they do not divide the ranks.
+        """
+        over = self.size if over is None else over
+        if over < 1 or self.size % over:
+            raise ValueError(f"a network is cut over a divisor of the {self.size} ranks, got {over}")
+        if over not in self.meshes:  # one for all that are cut alike: each has buffers of its own on a GPU
+            whole = over == self.size
+            shape, names = ((over,), ("slices",)) if whole else ((self.size // over, over), ("copies", "slices"))
+            self.meshes[over] = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        return self.meshes[over]
 
     @property
     def first(self) -> bool:
@@ -89,6 +100,13 @@ class Ranks:
         ones."""
         return bool(self.total(torch.tensor(float(told))) > 0)
 
+    def interleaved(self, mine: Tensor) -> Tensor:
+        """All ranks' rows, equally many, dealt out one by one, in order."""
+        here = mine.to(self.device).contiguous()
+        parts = [torch.empty_like(here) for _ in range(self.size)]
+        dist.all_gather(parts, here)
+        return torch.stack(parts, 1).flatten(0, 1).to(mine.device)
+
     def part(self, n: int) -> slice:
         """This rank's share of n neighbours."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
@@ -111,31 +129,9 @@ def join() -> Ranks | None:
         check_gpus()
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    _end_with_launcher()
+    end_with_launcher()
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return Ranks(device)
-
-
-def check_gpus() -> None:
-    """Raise ValueError where torchrun started more processes here than there are GPUs, if there are any."""
-    n, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if torch.cuda.is_available() and n > there:
-        raise ValueError(
-            f"torchrun started {n} processes and there are {there} GPUs: --nproc-per-node must be at most {there}"
-        )
-
-
-def _end_with_launcher() -> None:
-    """Without the launcher nobody would end this process when another rank fails: it would wait forever."""
-    launcher = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(1)
-        print(f"rank {os.environ['RANK']}: the launcher is gone, stopping", file=sys.stderr, flush=True)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class FSDPLearner:
@@ -162,8 +158,10 @@ class FSDPLearner:
         ranks: Ranks,
         config: ShardConfig | None = None,
     ) -> None:
-        shard(module, ranks, config or ShardConfig())
+        config = config or ShardConfig()
+        shard(module, ranks, config)
         self.module, self.max_grad_norm, self.ranks = module, max_grad_norm, ranks
+        self.copies = ranks.size // (config.over or ranks.size)
         self.parameters: list[Any] = [p for p in module.parameters() if p.requires_grad]
         # Adam sees plain tensors that share memory with the parameters, so that its state is plain too.
         self.slices = [local(p) for p in self.parameters]
@@ -183,7 +181,7 @@ class FSDPLearner:
             own.grad = torch.zeros_like(own) if parameter.grad is None else local(parameter.grad)
             gradients.append(own.grad)
         squares = torch.stack([g.square().sum() for g in gradients]).sum()
-        norm = float(self.ranks.total(squares).sqrt())
+        norm = float(self.ranks.total(squares / self.copies).sqrt())
         check_gradient(self.module, norm)
         if learns[0]:
             if norm > self.max_grad_norm:
@@ -229,7 +227,7 @@ def shard(module: Any, ranks: Ranks, config: ShardConfig) -> None:
     dtype = None if config.dtype == "float32" else getattr(torch, config.dtype)
     pinned = CPUOffloadPolicy() if config.offload and ranks.device.type == "cuda" else OffloadPolicy()
     options: dict[str, Any] = {
-        "mesh": ranks.mesh,
+        "mesh": ranks.mesh(config.over),
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None),
         "offload_policy": pinned,
         "reshard_after_forward": True,
@@ -240,7 +238,7 @@ def shard(module: Any, ranks: Ranks, config: ShardConfig) -> None:
     for name in PASSES:
         if hasattr(module, name):
             register_fsdp_forward_method(module, name)
-            setattr(module, name, _shared_out(getattr(module, name), module.reads, ranks, config))
+            setattr(module, name, shared_pass(getattr(module, name), module.reads, ranks, config.rows))
 
     def again(memo: Any) -> Any:
         twin = _filled(blank)
@@ -301,40 +299,3 @@ def _from_slices(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
             mesh, placements = p.device_mesh, p.placements
             state[prefix + name] = DTensor.from_local(saved, mesh, placements, shape=p.shape, stride=p.stride())
     _changed(module)
-
-
-def _shared_out(
-    one: Callable[..., Any], reads: Callable[[Any], Tensor], ranks: Ranks, config: ShardConfig
-) -> Callable[..., Any]:
-    """A pass that may be asked for on all ranks at once, for the same rows.
-
-    Outside autograd, each rank's rows go in parts of at most TOKENS tokens, equally many parts on all ranks: `reads`
-    says how many tokens each row has.
-    """
-
-    def run(traj: Any, *args: Any, **options: Any) -> Any:
-        out = one(*(moved(x, ranks.device) for x in (traj, *args)), **options)
-        return moved(out, torch.device("cpu"))
-
-    def call(traj: Any, *args: Any, **options: Any) -> Any:
-        if (torch.is_grad_enabled() and one.__name__ in DIFFERENTIABLE) or not len(traj):
-            return run(traj, *args, **options)
-        each = -(-len(traj) // ranks.size)
-        mine = (torch.arange(each) * ranks.size + ranks.rank) % len(traj)  # equally many for all: some rows twice
-        n = min(config.rows or each, max(1, TOKENS // int(reads(traj).max())))
-        parts = [run(traj[rows], *(x[rows] for x in args), **options) for rows in mine.split(n)]
-        columns = list(zip(*parts, strict=True)) if isinstance(parts[0], tuple) else [parts]
-        told = [
-            None if column[0] is None else _interleaved(torch.cat(column), ranks)[: len(traj)] for column in columns
-        ]
-        return tuple(told) if isinstance(parts[0], tuple) else told[0]
-
-    return call
-
-
-def _interleaved(mine: Tensor, ranks: Ranks) -> Tensor:
-    """All ranks' rows, dealt out one by one, in order."""
-    here = mine.to(ranks.device).contiguous()
-    parts = [torch.empty_like(here) for _ in range(ranks.size)]
-    dist.all_gather(parts, here)
-    return torch.stack(parts, 1).flatten(0, 1).to(mine.device)

@@ -1,15 +1,14 @@
 """Trains small agents on text, alone or on the ranks of torchrun, from responses that do not depend on which.
 
-Run as a script by test_fsdp.py: `torchrun ... fsdp_ranks.py FOLDER` leaves what each case came to.
+Run as a script by test_fsdp.py: `torchrun ... fsdp_ranks.py FOLDER` leaves what each case came to, on two ranks those
+of CASES, on four those of MESHES.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import os
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from sppo.agents import AGENTS, Agent
 from sppo.agents.storage import restore_agent
-from sppo.llm import fsdp
+from sppo.llm import shared_passes
 from sppo.llm.engine import Completion
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.fsdp import FSDPLearner, Ranks, ShardConfig, join, whole_weights
@@ -46,6 +45,13 @@ CASES: dict[str, dict[str, Any]] = {
         "shards": {"checkpointing": True, "rows": 2},
     },
     "sppo float32, a few tokens at a time": {"agent": "sppo", "dtype": "float32", "microbatch_steps": 20},
+    "sppo, whose critic each rank has whole": {"agent": "sppo", "critic_shards": {"over": 1}},
+    "ppo, whose policy each rank has whole": {
+        "agent": "ppo",
+        "max_grad_norm": 0.05,
+        "shards": {"over": 1},
+        "critic_shards": {"checkpointing": True},
+    },
     "sppo, adapters of both": {"agent": "sppo", "lora": True, "shards": {"checkpointing": True}},
     "grpo, of whose groups few carry a signal": {"agent": "grpo", "num_generations": 2, "episodes_per_update": 8},
     "dpo, whose pairs stay together, against a reference": {
@@ -53,6 +59,10 @@ CASES: dict[str, dict[str, Any]] = {
         "num_generations": 2,
         "episodes_per_update": 8,
     },
+}
+MESHES: dict[str, dict[str, Any]] = {
+    "ppo over pairs": {"agent": "ppo", "max_grad_norm": 0.05, "shards": {"over": 2}},
+    "sppo, policy over all, critic over pairs": {"agent": "sppo", "critic_shards": {"over": 2}},
 }
 UPDATES = 3
 
@@ -92,7 +102,14 @@ class AllAsked(SharedEngine):
 
 
 def make_agent(
-    ranks: Ranks | None, *, agent: str, dtype: str = "float64", shards: Any = None, lora: bool = False, **settings: Any
+    ranks: Ranks | None,
+    *,
+    agent: str,
+    dtype: str = "float64",
+    shards: Any = None,
+    critic_shards: Any = None,
+    lora: bool = False,
+    **settings: Any,
 ) -> Agent:
     policy = toy_policy(spread=4.0).to(getattr(torch, dtype))
     if lora:
@@ -109,7 +126,12 @@ def make_agent(
 
     sampler = TextSampler(task, policy, engine, max_completion_length=8, critic=critic)
     if ranks is not None:
-        sampler.learner = partial(FSDPLearner, ranks=ranks, config=ShardConfig(**shards or {}))  # type: ignore[attr-defined]
+        configs = ShardConfig(**shards or {}), ShardConfig(**critic_shards or shards or {})
+
+        def learner(module: Any, **options: Any) -> FSDPLearner:
+            return FSDPLearner(module, ranks=ranks, config=configs[module is not policy], **options)
+
+        sampler.learner = learner  # type: ignore[attr-defined]
     torch.set_default_dtype(getattr(torch, dtype))  # of the critic's head
     made = AGENTS[agent](sampler, **{**SETTINGS, **settings})
     torch.set_default_dtype(torch.float32)
@@ -143,7 +165,7 @@ def _note(step: Any, module: Any, network: str, gradients: dict[str, Tensor], le
     return step(learns)
 
 
-def resumed(ranks: Ranks, folder: Path, **case: Any) -> dict[str, bool]:
+def resumed(ranks: Ranks, folder: Path, **case: Any) -> dict[str, Any]:
     """Whether an agent saved after one update, and another filled from its files, go on alike; and what is saved."""
     agent = make_agent(ranks, **case)
     agent.train_once()
@@ -154,13 +176,17 @@ def resumed(ranks: Ranks, folder: Path, **case: Any) -> dict[str, bool]:
     restore_agent(again, values, tensors)
     again.sampler.engine.engine.asked = agent.sampler.engine.engine.asked
     ends = [train(a, 2)[1] for a in (agent, again)]
-    whole = sum(p.numel() for p in agent.policy.parameters())
-    held = sum(t.numel() for k, t in tensors.items() if k.startswith("policy_optimizer"))
     agent.policy.save_pretrained(folder / "model")
     return {
         "same": all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0]),
-        "a slice": held < 0.6 * 2 * whole,
+        **{f"share of {name}": held(tensors, name, getattr(agent, name)) for name in ("policy", "critic")},
     }
+
+
+def held(tensors: dict[str, Tensor], name: str, module: Any) -> float:
+    """The share of its weights that a checkpoint has moments of."""
+    moments = sum(t.numel() for key, t in tensors.items() if key.startswith(f"{name}_optimizer") and t.ndim)
+    return moments / (2 * sum(p.numel() for p in module.parameters()))
 
 
 def exported(ranks: Ranks, folder: Path) -> None:
@@ -213,39 +239,33 @@ def outside(ranks: Ranks | None) -> tuple[list[list[float]], list[int]]:
     return [x.flatten().tolist() for x in said], passes
 
 
-def wait(ranks: Ranks, folder: Path) -> None:
-    """Work until killed."""
-    (folder / f"pid{ranks.rank}").write_text(str(os.getpid()))
-    while True:
-        ranks.total(torch.ones(1))
-        time.sleep(0.1)
-
-
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     ranks = join()
-    assert ranks is not None and ranks.size == 2
-    if sys.argv[2:] == ["wait"]:
-        wait(ranks, folder)
-    for i, case in enumerate(CASES.values()):
+    assert ranks is not None and ranks.size in (2, 4)
+    for i, case in enumerate((CASES if ranks.size == 2 else MESHES).values()):
         metrics, tensors = train(make_agent(ranks, **case), UPDATES)
         told = ranks.gather(metrics)
         if ranks.first:
             (folder / f"{i}.json").write_text(json.dumps(told))
             save_file(tensors, folder / f"{i}.safetensors")
-    told = ranks.gather(resumed(ranks, folder, agent="ppo"))
-    if ranks.first:
-        (folder / "resumed.json").write_text(json.dumps(told))
-    exported(ranks, folder)
-    fsdp.TOKENS = 30
-    told = ranks.gather(outside(ranks))
-    if ranks.first:
-        (folder / "outside.json").write_text(json.dumps(told))
-    fsdp.TOKENS = TOKENS
-    told = ranks.gather(sampled(ranks))
-    if ranks.first:
-        (folder / "sampled.json").write_text(json.dumps(told))
+    if ranks.size == 2:
+        leave_the_rest(ranks, folder)
     ranks.leave()
+
+
+def leave_the_rest(ranks: Ranks, folder: Path) -> None:
+    def tell(name: str, own: Any) -> None:
+        told = ranks.gather(own)
+        if ranks.first:
+            (folder / f"{name}.json").write_text(json.dumps(told))
+
+    tell("resumed", resumed(ranks, folder, agent="ppo", critic_shards={"over": 1}))
+    exported(ranks, folder)
+    shared_passes.TOKENS = 30
+    tell("outside", outside(ranks))
+    shared_passes.TOKENS = TOKENS
+    tell("sampled", sampled(ranks))
 
 
 if __name__ == "__main__":

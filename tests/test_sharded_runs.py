@@ -95,14 +95,17 @@ def test_what_ranks_alone_have_is_refused_elsewhere(monkeypatch: pytest.MonkeyPa
         ({"shard_dtype": "bfloat16"}, "shard_dtype is of runs that ranks share"),
         ({"critic_kind": "lora"}, "critic_kind lora needs lora_rank"),
         ({"lora_rank": 0}, "lora_rank must be positive, got 0"),
+        ({"critic_shard_over": 1}, "critic_shard_over is of runs that ranks share"),
         ({"ranks": 2}, "shared by 2 ranks, and torchrun started none"),
     ):
         with pytest.raises(ValueError, match=message):
             small(**changes)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    config = small(checkpointing=True)
+    config = small(checkpointing=True, critic_shard_over=1)
     assert config.text["ranks"] == 3
+    with pytest.raises(ValueError, match="shard_over must divide the number of ranks, 3, got 2"):
+        small(shard_over=2)
     monkeypatch.delenv("RANK")
     with pytest.raises(ValueError, match="shared by 3 ranks, and torchrun started none"):
         make_agents([config])
@@ -122,6 +125,19 @@ def test_torchrun_is_for_training_on_text(monkeypatch: pytest.MonkeyPatch) -> No
     assert refused.returncode == 1 and "compare starts processes of its own: torchrun is for train" in refused.stderr
     refused = sppo("train")
     assert refused.returncode == 1 and "PrecisionCartPole-v0 trains in one process" in refused.stderr
+
+
+def test_the_plan_knows_over_how_many_ranks_each_network_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    over_all, own = (text_memory.memory_plan(small(**over)) for over in ({}, {"shard_over": 2, "critic_shard_over": 1}))
+    # Half of the policy where there was a quarter, all of the critic; nothing else of a rank is other than before.
+    for part, times in {"weights": 2, "optimizer": 2, "critic": 4, "engine": 1}.items():
+        assert own.held[part] == pytest.approx(times * over_all.held[part], abs=4), part
+    for phase, times in {"policy": 2, "critic": 4}.items():
+        before, now = over_all.phases[phase], own.phases[phase]
+        assert now["gradients"] == pytest.approx(times * before["gradients"], abs=4)
+        assert now | {"gradients": 0} == before | {"gradients": 0}
 
 
 def test_a_dry_run_plans_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
