@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from sppo.agents import storage
 from sppo.agents.batch import Experience, Trajectories
+from sppo.agents.checks import check_critic, check_settings
 from sppo.agents.config import AgentConfig, make_config
 from sppo.agents.control import ControlSampler
 from sppo.agents.credit import whiten
 from sppo.agents.diagnostics import credit_metrics, critic_metrics, rollout_metrics
 from sppo.agents.learners import LocalLearner
-from sppo.agents.losses import aggregation_weights, probability_mask, truncated_importance
+from sppo.agents.losses import ValueLossName, aggregation_weights, probability_mask, truncated_importance
+from sppo.agents.noise import flip_outcomes
 from sppo.agents.policy_and_critic import update_all
 from sppo.agents.protocols import Episodes, Sampler
 from sppo.agents.reference import Penalised, WithReference
@@ -73,12 +75,13 @@ class Agent(WithReference):
             )
         self.network: dict[str, Any] = getattr(self.sampler, "network", {})
         self.policy = self.sampler.policy
+        check_critic(self)
         self.critic: Any = self.make_critic()  # before a learner may shard the policy, of which it may be a copy
         self.learner = self._learner(self.policy, self.config.learning_rate)
         self.critic_learner = (
             self._learner(self.critic, self.config.critic_learning_rate) if isinstance(self.critic, nn.Module) else None
         )
-        self._check()
+        check_settings(self)
         self.generator = np.random.default_rng([self.config.seed, 1])
         self.stream = Stream(self.sampler, self.config.n_steps) if self.config.n_steps is not None else None
         self.n_updates = 0
@@ -86,23 +89,6 @@ class Agent(WithReference):
         self.num_episodes = 0  # begun, in all
         self.num_steps = 0  # sampled, in all
         self.seconds, self.cpu_seconds = 0.0, 0.0
-
-    def _check(self) -> None:
-        """Refuse settings that do not fit this algorithm or this task."""
-        c, name = self.config, type(self).__name__
-        if c.critic_warmup and self.critic_learner is None:
-            raise ValueError(f"critic_warmup needs a critic that learns, and {name} has none")
-        if c.n_steps is not None and self.critic_sees != "steps":
-            raise ValueError(
-                f"n_steps cuts episodes, and {name} gives credit by the outcome of whole ones: n_steps must be None"
-            )
-        if c.n_steps is not None and not self.policy.memoryless:
-            raise ValueError(
-                f"n_steps keeps episodes under way as arrays, and states of {type(self.sampler).__name__} differ in "
-                "length: n_steps must be None"
-            )
-        if c.aggregation == "constant_horizon" and getattr(self.sampler, "horizon", None) is None:
-            raise ValueError("aggregation='constant_horizon' needs a task with a horizon, and this one has none")
 
     def _learner(self, module: nn.Module, learning_rate: float) -> Any:
         c, make = self.config, getattr(self.sampler, "learner", LocalLearner)
@@ -114,6 +100,12 @@ class Agent(WithReference):
     def make_critic(self) -> Any:
         """A new critic, or None."""
         return None
+
+    def new_critic(self, value_loss: ValueLossName) -> Any:
+        """A critic of what this algorithm's sees: a network of its own, or, if so configured, the policy's layers."""
+        if self.config.shared_network:
+            return self.sampler.shared_critic(self.critic_sees, value_loss)
+        return (self.sampler.step_critic if self.critic_sees == "steps" else self.sampler.start_critic)(value_loss)
 
     def starts(self) -> Any:
         """Where the episodes of one update start."""
@@ -170,6 +162,13 @@ class Agent(WithReference):
         """Weight and share (B, T) of each step that carries loss (B, T), under this agent's aggregation."""
         return aggregation_weights(carries, self.config.aggregation, getattr(self.sampler, "horizon", None))
 
+    def as_seen(self, traj: Trajectories) -> Trajectories:
+        """Just sampled, with the rewards that credit is given for: flipped by `reward_noise`, less what is charged."""
+        share, so_far = self.config.reward_noise, self.sampler.counts["env_steps"]
+        if share:  # each rollout has taken steps, so their number makes a generator of its own, with nothing to save
+            traj = flip_outcomes(traj, share, np.random.default_rng([self.config.seed, 2, so_far]))
+        return self.penalised(traj)
+
     # Learning.
 
     def learn(
@@ -201,9 +200,9 @@ class Agent(WithReference):
         started, cpu = time.perf_counter(), time.process_time()
         self.freeze_reference()
         if self.stream is not None:
-            experience = self.credit(self.penalised(self.stream.next(self.config.episodes_per_update)))
-        elif self.charges_in_reward:
-            experience = self.collect(Penalised(self.sampler, self.penalised), self.starts())
+            experience = self.credit(self.as_seen(self.stream.next(self.config.episodes_per_update)))
+        elif self.charges_in_reward or self.config.reward_noise:
+            experience = self.collect(Penalised(self.sampler, self.as_seen), self.starts())
         else:
             experience = self.collect(self.sampler, self.starts())
         sampled = time.perf_counter()

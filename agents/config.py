@@ -42,6 +42,10 @@ class AgentConfig:
         importance_sampling: where actions were drawn from a copy of the policy that rounds differently, weigh steps by
             the ratio of their probabilities: of each "token" or of the whole "sequence"; None: as if from the policy.
         importance_cap: the largest such weight.
+        shared_network: the critic is a head behind the policy's hidden layers, and both learn from the policy's loss +
+            vf_coef x the critic's, with the policy's learning rate and passes; `critic_learning_rate` is not read.
+        vf_coef: see there.
+        reward_noise: chance of an outcome of 0 or 1 to be seen flipped; evaluation sees the truth.
         critic_warmup: first updates, in which the critic learns and the policy stays as it is.
         adam_eps: Adam's epsilon.
         weight_decay: the share of the weights, times the learning rate, that each step takes off them (AdamW).
@@ -71,6 +75,9 @@ class AgentConfig:
     kl_in: Literal["loss", "reward"] = "loss"
     importance_sampling: ImportanceLevel | None = None
     importance_cap: float = 2.0
+    shared_network: bool = False
+    vf_coef: float = 0.5
+    reward_noise: float = 0.0
     critic_warmup: int = 0
     adam_eps: float = 1e-5
     weight_decay: float = 0.0
@@ -96,9 +103,11 @@ class AgentConfig:
                 raise ValueError(f"{name} must be positive or None, got {getattr(self, name)}")
         if self.mask_threshold is not None and not 0 < self.mask_threshold < 1:
             raise ValueError(f"mask_threshold must be in (0, 1) or None, got {self.mask_threshold}")
-        for name in ("ent_coef", "kl_coef", "critic_warmup", "weight_decay"):
+        for name in ("ent_coef", "kl_coef", "vf_coef", "critic_warmup", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.reward_noise <= 1:
+            raise ValueError(f"reward_noise must be in [0, 1], got {self.reward_noise}")
         if not self.importance_cap >= 1:
             raise ValueError(f"importance_cap must be at least 1, got {self.importance_cap}")
         for name, known in (

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sppo.agents.batch import Trajectories
+from sppo.agents.critics import SharedStartCritic, SharedStepCritic, StartCritic, StepCritic
 from sppo.agents.losses import ValueLossName
-from sppo.agents.networks import MLP, ControlPolicy, StartCritic, StepCritic, make_policy
+from sppo.agents.networks import MLP, ControlPolicy, make_policy
 from sppo.agents.protocols import Episodes, Snapshot
 from sppo.agents.rollout import run_episodes, within
 
@@ -69,6 +70,11 @@ class ControlSampler:
     def start_critic(self, value_loss: ValueLossName) -> StartCritic:
         """A new critic of the start state alone, standardising observations as the policy does."""
         return self._critic(StartCritic, value_loss)
+
+    def shared_critic(self, sees: Literal["start", "steps"], value_loss: ValueLossName) -> Any:
+        """A critic of the one or the other behind the policy's hidden layers, which are given a head for it."""
+        self.policy.add_value_head(self._torch_generator)
+        return {"start": SharedStartCritic, "steps": SharedStepCritic}[sees](self.policy, value_loss=value_loss)
 
     def _critic(self, kind: type[_M], value_loss: ValueLossName) -> _M:
         critic = self._make(kind, self.policy.n_inputs, value_loss=value_loss)

@@ -58,6 +58,8 @@ class SuccessConfig(GroupConfig):
         super().__post_init__()
         if self.overlong_buffer:
             raise ValueError("overlong_buffer lowers outcomes, and this method learns from success: it must be 0")
+        if self.reward_noise:
+            raise ValueError("reward_noise flips outcomes, and this method learns from success: it must be 0")
         if self.kl_coef and self.kl_in == "reward":
             raise ValueError("kl_in='reward' lowers outcomes, and this method learns from success: take kl_in='loss'")
 

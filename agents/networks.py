@@ -1,4 +1,4 @@
-"""Small networks for control: categorical and Gaussian policies, a step critic and a start critic, each its own."""
+"""Small networks for control: several side by side, in and outside autograd; categorical and Gaussian policies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sppo.agents.batch import Choices
-from sppo.agents.losses import ValueLossName, in_units_of_return, known_value_loss, value_loss
 
 Activation = Literal["relu", "tanh"]
 Array = NDArray[Any]
@@ -68,14 +67,25 @@ class MLP(nn.Module):
         Inside, activations are (S, features, steps): with thousands of steps and tens of features, the matrix products
         of the forward and backward pass are two to seven times faster than with (steps, features).
         """
+        return self._output(observations, self.weights[-1], self.biases[-1])
+
+    def _output(self, observations: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(k, ...) of an output layer (S, k, features), (S, k, 1) behind the hidden ones."""
         x = observations.reshape(len(self.obs_mean), -1, self.n_inputs)
         x = ((x - self.obs_mean[:, None]) / self.obs_std[:, None]).transpose(1, 2).contiguous()
-        last = len(self.weights) - 1
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias, weight, x)
-            if i < last:
-                x = x.relu_() if self.activation == "relu" else x.tanh_()
-        return x.transpose(0, 1).reshape(self.n_outputs, *observations.shape[:-1])
+        for hidden, its_bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = torch.baddbmm(its_bias, hidden, x)
+            x = x.relu_() if self.activation == "relu" else x.tanh_()
+        return torch.baddbmm(bias, weight, x).transpose(0, 1).reshape(weight.shape[1], *observations.shape[:-1])
+
+    def add_value_head(self, generator: torch.Generator | None = None) -> None:
+        """A second output behind the hidden layers, of one number, for a critic that shares them."""
+        weight = nn.init.orthogonal_(torch.empty(1, self.weights[-1].shape[2]), generator=generator)
+        self.value_weight, self.value_bias = nn.Parameter(weight[None]), nn.Parameter(torch.zeros(1, 1, 1))
+
+    def value_head(self, observations: Tensor) -> Tensor:
+        """Observations (..., n_inputs) to (...)."""
+        return self._output(observations, self.value_weight, self.value_bias).squeeze(0)
 
     def in_numpy(self) -> _NumpyMLP:
         """The same function outside autograd; up to date until the next optimiser step."""
@@ -216,45 +226,3 @@ def make_policy(observation_space: Space[Any], action_space: Space[Any], **kwarg
     if isinstance(action_space, Box) and len(action_space.shape) == 1:
         return GaussianPolicy(n_inputs, action_space.shape[0], **kwargs)
     raise ValueError(f"the action space must be Discrete (from 0) or a one-dimensional Box, got {action_space}")
-
-
-class _Value(MLP):
-    """A scalar head whose unit, a logit for "bce" and a return for "squared_error", stays inside."""
-
-    def __init__(self, n_inputs: int, *, value_loss: ValueLossName, **kwargs: Any) -> None:
-        super().__init__(n_inputs, 1, **kwargs)
-        self.value_loss = known_value_loss(value_loss)
-
-    def head(self, observations: Tensor) -> Tensor:
-        return self.forward(observations).squeeze(0)
-
-
-class StepCritic(_Value):
-    """V(s_t) of every state."""
-
-    memoryless = True
-
-    def values(self, traj: Choices) -> Tensor:
-        """(B, T + 1), in units of return."""
-        with torch.no_grad():
-            return in_units_of_return(self.head(traj.inputs), self.value_loss)
-
-    def loss(self, traj: Choices, targets: Tensor) -> Tensor:
-        """(B, T) against targets (B, T)."""
-        head = self.head(traj.inputs[:, : traj.valid.shape[1]])
-        return value_loss(head, targets, self.value_loss, type(self).__name__)
-
-
-class StartCritic(_Value):
-    """V(s_0): reads the start state alone."""
-
-    memoryless = False
-
-    def value(self, traj: Choices) -> Tensor:
-        """(B,), in units of return."""
-        with torch.no_grad():
-            return in_units_of_return(self.head(traj.inputs[:, 0]), self.value_loss)
-
-    def loss(self, traj: Choices, targets: Tensor) -> Tensor:
-        """(B, 1) against targets (B, 1)."""
-        return value_loss(self.head(traj.inputs[:, :1]), targets, self.value_loss, type(self).__name__)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sppo.agents.batch import Experience
 from sppo.agents.protocols import Learner
-from sppo.agents.update import ValueLoss, minimise_all
+from sppo.agents.update import Beside, ValueLoss, minimise_all
 
 if TYPE_CHECKING:
     from sppo.agents.agent import Agent
@@ -31,6 +31,10 @@ def update_all(
         "generators": [agent.generator for agent in agents],
     }
     loss = first.policy_loss(policy)
+    beside = None
+    if c.shared_network:
+        data = [agent.critic_experience(e) for agent, e in zip(agents, experiences, strict=True)]
+        beside = Beside(ValueLoss(first.critic.of(policy)), data, c.vf_coef, first.critic_batch_size())
     results: list[dict[str, float]] = [{"train/n_updates": 0.0} for _ in agents]
     if first.n_updates >= c.critic_warmup:
         results = minimise_all(
@@ -41,6 +45,7 @@ def update_all(
             batch_size=c.batch_size,
             stop=None if c.target_kl is None else lambda means: means["train/approx_kl"] > 1.5 * c.target_kl,
             skip_silent=not (loss.ent_coef or loss.kl_coef),
+            beside=beside,
             **schedule,
         )
     if critic_learner is not None:

@@ -45,7 +45,7 @@ class PPO(Agent):
     critic_sees = "steps"
 
     def make_critic(self) -> Any:
-        return self.sampler.step_critic(self.config.value_loss)
+        return self.new_critic(self.config.value_loss)
 
     def credit(self, traj: Trajectories) -> Experience:
         c = self.config

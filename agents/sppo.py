@@ -35,7 +35,7 @@ class SPPO(Agent):
     critic_sees = "start"
 
     def make_critic(self) -> Any:
-        return self.sampler.start_critic(self.config.value_loss)
+        return self.new_critic(self.config.value_loss)
 
     def credit(self, traj: Trajectories) -> Experience:
         outcomes, values = traj.outcomes, self.critic.value(traj)

@@ -142,5 +142,5 @@ class Stack:
         for i, (agent, sampler) in enumerate(zip(self.agents, samplers, strict=True)):
             own = traj[slice(i * share, (i + 1) * share)]
             sampler.count(own, fresh=True)
-            experiences.append(agent.credit(agent.penalised(own)))
+            experiences.append(agent.credit(agent.as_seen(own)))
         return experiences

@@ -43,7 +43,9 @@ def load_policy(policy: nn.Module, path: Path) -> None:
         saved = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"cannot read the policy {path}: {error}") from error
-    fill(policy, saved, f"the policy {path}")
+    # A head for values that share its layers is not of the policy that was saved: it begins as it was made.
+    own = {name: tensor for name, tensor in policy.state_dict().items() if name in ("value_weight", "value_bias")}
+    fill(policy, own | saved, f"the policy {path}")
 
 
 def learned(module: nn.Module, like: nn.Module | None = None) -> dict[str, Tensor]:

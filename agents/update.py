@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sppo.agents.batch import Experience, side_by_side
+from sppo.agents.batch import Experience
 from sppo.agents.losses import KLEstimator, approximate_kl, clipped_surrogate, kl_estimate
+from sppo.agents.minibatches import Parts, microbatches, minibatches, some_silent
 from sppo.agents.protocols import Critic, Learner, Policy
 
 Stats = dict[str, Tensor]
@@ -117,6 +117,16 @@ class ValueLoss:
         return loss, {"train/value_loss": loss.detach()}
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A second loss of the same networks, on data of its own: `coef` times it is added, minibatch by minibatch."""
+
+    loss: Loss
+    data: Sequence[Experience]
+    coef: float
+    batch_size: int | None = None
+
+
 def minimise(
     learner: Learner,
     loss: Loss,
@@ -184,46 +194,60 @@ def minimise_all(
     microbatch_steps: int | None = None,
     stop: Stop | None = None,
     skip_silent: bool = False,
+    beside: Beside | None = None,
 ) -> list[dict[str, float]]:
     """`minimise` for S networks side by side, each on its own data, in its own order, with its own statistics.
 
     Rows of one network never weigh in another's loss, so each learns what it would learn alone.
     """
-    n = len(data)
-    orders = [
-        minibatches(d, loss, n_epochs, n_minibatches, batch_size, generator)
-        for d, generator in zip(data, generators, strict=True)
-    ]
-    averages = [Averages() for _ in data]
-    skip_silent = skip_silent and any(_some_silent(d) for d in data)
 
-    def total(parts: Sequence[Experience | None], name: str) -> Tensor:
-        zero = torch.zeros((), device=data[0].share.device)
-        return torch.stack([zero if part is None else getattr(part, name).sum() for part in parts])
+    def orders(loss: Loss, data: Sequence[Experience], batch_size: int | None) -> list[Iterator[Experience]]:
+        return [
+            minibatches(d, loss, n_epochs, n_minibatches, batch_size, generator)
+            for d, generator in zip(data, generators, strict=True)
+        ]
+
+    orders_of = orders(loss, data, batch_size)
+    orders_beside = [] if beside is None else orders(beside.loss, beside.data, beside.batch_size)
+    averages = [Averages() for _ in data]
+    skip_silent = skip_silent and any(some_silent(d) for d in data)
+
+    def backward(loss: Loss, parts: Parts, rows: Parts, coef: float = 1.0) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Gradients of the networks' `rows` of minibatches `parts`: (S,) their divisors, (S,) the weight of the rows,
+        means of statistics."""
+        n, zero = len(rows), torch.zeros((), device=data[0].share.device)
+        divisor = torch.stack([zero if part is None else part.share.sum() for part in parts])
+        evaluated = torch.stack([zero if part is None else part.weight.sum() for part in rows])
+        totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        for micro in microbatches(rows, microbatch_size, microbatch_steps, loss.block):
+            micro = learner.own_rows(micro, loss.block)
+            per_step, stats = loss(micro)
+            of_loss, of_stats = (  # statistics are means, whatever the loss is
+                micro.weight.reshape(n, -1) / total.clamp(min=1e-12)[:, None] for total in (divisor, evaluated)
+            )
+            learner.backward(coef * (per_step.reshape(n, -1) * of_loss).sum())
+            for name, value in stats.items():
+                totals[name] = totals[name] + (value.reshape(n, -1) * of_stats).sum(1)
+        return divisor, evaluated, {name: learner.total(value).tolist() for name, value in totals.items()}
 
     while True:
         # A network that has stopped draws no further minibatches, as when it learns alone.
-        parts = [None if a.early_stop else next(order, None) for a, order in zip(averages, orders, strict=True)]
+        parts = [None if a.early_stop else next(order, None) for a, order in zip(averages, orders_of, strict=True)]
         if all(part is None for part in parts):
             return [average.result() for average in averages]
         rows = parts
         if skip_silent:
             rows = [None if part is None else part.with_signal(loss.block) for part in parts]
-        divisor, evaluated = total(parts, "share"), total(rows, "weight")  # (S,); statistics are means, whatever L is
         learner.zero_grad()
-        totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-        for micro in _microbatches(rows, microbatch_size, microbatch_steps, loss.block):
-            micro = learner.own_rows(micro, loss.block)
-            per_step, stats = loss(micro)
-            of_loss, of_stats = (
-                micro.weight.reshape(n, -1) / total.clamp(min=1e-12)[:, None] for total in (divisor, evaluated)
-            )
-            learner.backward((per_step.reshape(n, -1) * of_loss).sum())
-            for name, value in stats.items():
-                totals[name] = totals[name] + (value.reshape(n, -1) * of_stats).sum(1)
-        columns = {name: learner.total(value).tolist() for name, value in totals.items()}
+        divisor, evaluated, columns = backward(loss, parts, rows)
         weighs, seen = (divisor > 0).tolist(), (evaluated > 0).tolist()
-        means = [{name: column[i] for name, column in columns.items()} if seen[i] else {} for i in range(n)]
+        means = [{name: column[i] for name, column in columns.items()} if seen[i] else {} for i in range(len(data))]
+        if beside is not None:
+            drawn = zip(parts, orders_beside, strict=True)
+            others = [None if part is None else next(order, None) for part, order in drawn]
+            for name, column in backward(beside.loss, others, others, beside.coef)[2].items():
+                for mean, other, value in zip(means, others, column, strict=True):
+                    mean |= {} if other is None else {name: value}
         for i, average in enumerate(averages):
             average.early_stop |= parts[i] is not None and seen[i] and stop is not None and stop(means[i])
         learns = [
@@ -233,29 +257,6 @@ def minimise_all(
         for i, average in enumerate(averages):
             if learns[i]:
                 average.add(means[i], norms[i])
-
-
-def minibatches(
-    data: Experience,
-    loss: Loss,
-    n_epochs: int,
-    n_minibatches: int,
-    batch_size: int | None,
-    generator: np.random.Generator,
-) -> Iterator[Experience]:
-    """Each pass's minibatches, in a new order each pass; rows of one block stay together."""
-    if loss.memoryless:
-        data = data.steps()
-    n_blocks = len(data) // loss.block
-    if batch_size is not None:
-        n_minibatches = -(-n_blocks * loss.block // batch_size)
-    bounds = np.linspace(0, n_blocks, min(n_minibatches, n_blocks) + 1).round().astype(int) * loss.block
-    for _ in range(n_epochs):
-        blocks = torch.from_numpy(generator.permutation(n_blocks))
-        order = (blocks[:, None] * loss.block + torch.arange(loss.block)).flatten()
-        shuffled = data[order.to(data.weight.device)]
-        for first, last in zip(bounds, bounds[1:], strict=False):
-            yield shuffled[slice(first, last)]
 
 
 class Averages:
@@ -275,30 +276,3 @@ class Averages:
     def result(self) -> dict[str, float]:
         means = {name: total / self.counts[name] for name, total in self.sums.items()}
         return means | {"train/n_updates": float(self.count), "train/early_stop": float(self.early_stop)}
-
-
-def _some_silent(data: Experience) -> bool:
-    assert data.advantages is not None
-    return int((data.weight * data.advantages).count_nonzero()) < int(data.traj.valid.count_nonzero())
-
-
-def _microbatches(
-    parts: Sequence[Experience | None], size: int | None, steps: int | None, block: int
-) -> list[Experience]:
-    """The networks' rows side by side, all at once where there are several networks; none where there are none."""
-    if not any(part is not None and len(part) for part in parts):
-        return []
-    minibatch = side_by_side(parts)
-    if len(parts) > 1 or (steps is None and (size is None or size >= len(minibatch))):
-        return [minibatch]
-    if block == 1:
-        minibatch = minibatch.by_length()
-    lengths = minibatch.traj.sizes.tolist()
-    bounds, longest = [0], 0
-    for first in range(0, len(lengths), block):
-        end, longest = first + block, max(longest, *lengths[first : first + block])
-        rows = end - bounds[-1]
-        if rows > block and (rows > (size or rows) or rows * longest > (steps or rows * longest)):
-            bounds.append(first)
-            longest = max(lengths[first:end])
-    return [minibatch[slice(*ends)] for ends in pairwise([*bounds, len(lengths)])]

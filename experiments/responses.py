@@ -33,7 +33,7 @@ class FirstPrediction(Callback):
         value = self.value
         if value is None:
             n = agent.config.episodes_per_update
-            outcomes = agent.sampler.rollout(agent.sampler.starts(n)).outcomes
+            outcomes = agent.as_seen(agent.sampler.rollout(agent.sampler.starts(n))).outcomes
             value = min(max(float(outcomes.mean()), 0.5 / n), 1 - 0.5 / n)
         agent.critic.start_at(value)
 

@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 from sppo.agents.batch import Choices, Experience
 from sppo.agents.control import ControlSampler
 from sppo.agents.learners import LocalLearner
+from sppo.agents.minibatches import minibatches
 from sppo.agents.networks import ControlPolicy, GaussianPolicy
 from sppo.agents.storage import save_policy
-from sppo.agents.update import LogLikelihoodLoss, minibatches
+from sppo.agents.update import LogLikelihoodLoss
 from sppo.envs import episodes
 from sppo.experiments.settings import make
 from sppo.experiments.tasks import short_name, task

@@ -25,9 +25,10 @@ from made_up import (
 )
 
 from sppo.agents.batch import Experience
+from sppo.agents.critics import StartCritic, StepCritic
 from sppo.agents.dpo import PreferenceLoss
 from sppo.agents.gspo import SequenceLoss
-from sppo.agents.networks import CategoricalPolicy, StartCritic, StepCritic
+from sppo.agents.networks import CategoricalPolicy
 from sppo.agents.restem import LikelihoodLoss
 from sppo.agents.update import LogLikelihoodLoss, PolicyLoss, ValueLoss, minimise
 

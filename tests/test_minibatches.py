@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from made_up import N_INPUTS, OverRows, gradient, made_up, surrogate
 
 from sppo.agents.batch import Experience
-from sppo.agents.update import minibatches
+from sppo.agents.minibatches import minibatches
 
 
 @dataclass(frozen=True)

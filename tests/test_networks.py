@@ -10,12 +10,11 @@ import torch
 from gymnasium import spaces
 
 from sppo.agents import PPO, SPPO, ControlSampler
+from sppo.agents.critics import StartCritic, StepCritic
 from sppo.agents.networks import (
     MLP,
     CategoricalPolicy,
     GaussianPolicy,
-    StartCritic,
-    StepCritic,
     make_policy,
     stack_networks,
 )

@@ -18,8 +18,8 @@ from sppo.agents.credit import preference_pairs
 from sppo.agents.dpo import PreferenceLoss
 from sppo.agents.gspo import SequenceLoss, mean_over_steps
 from sppo.agents.losses import aggregation_weights
+from sppo.agents.minibatches import minibatches
 from sppo.agents.restem import LikelihoodLoss
-from sppo.agents.update import minibatches
 
 
 class Fixed:

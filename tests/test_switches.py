@@ -247,7 +247,7 @@ def test_warm_up_is_for_the_critic_alone(name: str) -> None:
 
 def test_warm_up_needs_a_critic() -> None:
     for kind in (GRPO, Tracker):
-        with pytest.raises(ValueError, match=f"critic_warmup needs a critic that learns, and {kind.__name__} has none"):
+        with pytest.raises(ValueError, match=f"needs a critic that learns by itself, and {kind.__name__} has none"):
             small(kind, critic_warmup=1)
 
 
