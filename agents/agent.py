@@ -294,7 +294,7 @@ class Agent(WithReference):
         return self.sampler.predict(np.asarray(obs), deterministic), state
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Everything that going on needs: JSON values and tensors."""
+        """Everything that going on needs: JSON values and tensors, which are the agent's own, not copies."""
         return storage.agent_state(self)
 
     def save(self, path: str | Path) -> None:

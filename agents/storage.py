@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sppo.agents.reference import frozen
@@ -18,19 +18,47 @@ if TYPE_CHECKING:
     from sppo.agents.agent import Agent
 
 TENSORS, VALUES = "agent.safetensors", "agent.json"
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""As safetensors names them."""
 COUNTERS = ("n_updates", "gradient_steps", "num_episodes", "num_steps", "seconds", "cpu_seconds")
 
 
 def save_policy(policy: nn.Module, path: Path, about: dict[str, Any]) -> None:
     """One policy's weights, with a JSON of what it is beside them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, {k: v.contiguous() for k, v in policy.state_dict().items()})
+    write_tensors(path, policy.state_dict())
     path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Not safetensors' save_file: its files nobody else may read, and a full disk is no OSError to it."""
-    path.write_bytes(save(tensors))
+    """A safetensors file, one tensor after the other: it takes no more memory than the largest, and none of a GPU.
+
+    Not by safetensors' `save`, which first copies all of them twice, nor by its `save_file`: what that writes nobody
+    else may read, it refuses views of one tensor, and a full disk is no OSError to it.
+    """
+    ordered = sorted(tensors.items(), key=lambda named: -named[1].element_size())  # so that all are aligned
+    header: dict[str, Any] = {}
+    end = 0
+    for name, x in ordered:
+        first, end = end, end + x.numel() * x.element_size()
+        header[name] = {"dtype": _TYPES[x.dtype], "shape": list(x.shape), "data_offsets": [first, end]}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for _, x in ordered:
+            file.write(x.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def load_policy(policy: nn.Module, path: Path) -> None:
@@ -97,7 +125,7 @@ def read_agent(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def agent_state(agent: Agent) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Everything that going on needs: JSON values and tensors."""
+    """Everything that going on needs: JSON values and tensors, which are the agent's own, not copies."""
     values: dict[str, Any] = {
         "agent": type(agent).__name__,
         "config": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(agent.config).items()},
@@ -150,7 +178,7 @@ def restore_agent(agent: Agent, values: dict[str, Any], tensors: dict[str, Tenso
 
 
 def _pack(tensors: dict[str, Tensor], prefix: str, named: dict[str, Tensor]) -> None:
-    tensors.update({f"{prefix}/{k}": v.detach().clone().contiguous() for k, v in named.items()})
+    tensors.update({f"{prefix}/{k}": v.detach() for k, v in named.items()})
 
 
 def _unpack(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

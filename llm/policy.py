@@ -160,8 +160,9 @@ class TextPolicy(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model and its tokenizer as transformers does."""
-        # Parameters may be views of one flat tensor: safetensors wants tensors that share nothing but what is tied.
-        state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        # Parameters may be views of one flat tensor: safetensors wants tensors that share nothing but what is tied. The
+        # copies are the CPU's: a GPU may have no room for them.
+        state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {}) if self._is_tied() else set()
         self.model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if k not in tied})
         self.tokenizer.save_pretrained(folder)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sppo.agents import AGENTS, PPO, SPPO, Agent, ControlSampler
-from sppo.agents.storage import load_policy, save_policy
+from sppo.agents.storage import load_policy, save_policy, write_tensors
 from sppo.envs import episodes
 
 ENV_ID = "sppo/PrecisionCartPole-v0"
@@ -97,6 +98,24 @@ def test_saving_twice_and_over_an_older_one(tmp_path: Path) -> None:
 def test_only_json_and_safetensors(tmp_path: Path) -> None:
     PPO(env(), n_steps=5, **SMALL).save(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_views_and_every_type_are_written_as_they_are(tmp_path: Path) -> None:
+    whole = torch.arange(12.0)
+    written = {
+        "flags": torch.tensor([True, False, True]),  # three bytes: what follows must still lie where it can be read
+        "step": torch.tensor(3.5),
+        "a view": whole[:6].view(2, 3),
+        "its columns": whole[6:].view(2, 3).T,
+        "none": torch.zeros(0, 4),
+        "counts": torch.tensor([2**40, -1]),
+        "narrow": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    }
+    write_tensors(tmp_path / "file", written)
+    read = load_file(tmp_path / "file")
+    assert read.keys() == written.keys()
+    for name, tensor in read.items():
+        assert tensor.dtype == written[name].dtype and torch.equal(tensor, written[name]), name
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
