@@ -15,6 +15,7 @@ from sppo.experiments.stats import Floats
 
 BINS = 25
 """Means that stand for a training metric, which has a value per update."""
+ARRAYS = ("evals", "progress", "calibration")
 CLOCKS = ("time/total_episodes", "time/total_timesteps")
 """Metrics of time that are kept: against which others are drawn."""
 
@@ -32,6 +33,7 @@ def pack(runs: Sequence[Run], file: Path) -> Path:
             },
             "success_rate": run.success_rate,
             "seconds": run.seconds,
+            **({"calibration": short(run.calibration)} if run.calibration else {}),
         }
         for run in runs
     ]
@@ -46,7 +48,7 @@ def unpack(file: Path) -> list[Run]:
     """
     try:
         content = compact.read(file)["runs"]
-        return [Run(**{**run, "evals": _arrays(run["evals"]), "progress": _arrays(run["progress"])}) for run in content]
+        return [Run(**{**run, **{of: _arrays(run[of]) for of in ARRAYS if of in run}}) for run in content]
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} must be a file of packed runs ({ENDING}): {error}") from error
 

@@ -147,9 +147,6 @@ def plot_curves(table: Table, stem: Path | str) -> list[Path]:
 def plot_reliability(values: Floats, outcomes: Floats, stem: Path | str) -> list[Path]:
     """Write STEM.png and STEM.svg: success rates at held-out starts against what a critic predicted.
 
-    A dot is a start. Large dots are the means of the starts in a tenth of the predictions, with a bootstrap interval
-    over them; a calibrated critic's lie on the diagonal.
-
     Args:
         values: (P,) predicted success rates.
         outcomes: (P, n) outcomes of n episodes from each start.
@@ -157,23 +154,29 @@ def plot_reliability(values: Floats, outcomes: Floats, stem: Path | str) -> list
     Returns:
         the two paths.
     """
-    rates = outcomes.mean(1)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 4.4), layout="constrained")
         ax = figure.subplots()
-        ax.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
-        ax.plot(values, rates, "o", color=COLOURS[0], markersize=3, alpha=0.35, markeredgewidth=0, label="a start")
-        means = []
-        for rows in bins(values):
-            middle, low, high = stats.bootstrap_interval(rates[rows], 0, statistic=stats.mean_statistic, resamples=1000)
-            means.append((values[rows].mean(), middle))
-            ax.plot([means[-1][0]] * 2, [low, high], color=COLOURS[1], linewidth=1.4)
-        ax.plot(*zip(*means, strict=True), "o-", color=COLOURS[1], linewidth=1.4, label="mean of a tenth")
-        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        draw_reliability(ax, values, outcomes)
         ax.set_xlabel("success rate predicted by the critic")
         ax.set_ylabel(f"success rate in {outcomes.shape[1]} episodes")
         ax.legend(loc="lower right")
     return save_figure(figure, stem)
+
+
+def draw_reliability(ax: Axes, values: Floats, outcomes: Floats) -> None:
+    """A dot is a start. Large dots are the means of the starts in a tenth of the predictions, with a bootstrap interval
+    over them; a calibrated critic's lie on the diagonal."""
+    rates = outcomes.mean(1)
+    ax.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
+    ax.plot(values, rates, "o", color=COLOURS[0], markersize=3, alpha=0.35, markeredgewidth=0, label="a start")
+    means = []
+    for rows in bins(values):
+        middle, low, high = stats.bootstrap_interval(rates[rows], 0, statistic=stats.mean_statistic, resamples=1000)
+        means.append((values[rows].mean(), middle))
+        ax.plot([means[-1][0]] * 2, [low, high], color=COLOURS[1], linewidth=1.4)
+    ax.plot(*zip(*means, strict=True), "o-", color=COLOURS[1], linewidth=1.4, label="mean of a tenth")
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
 
 
 def save_figure(figure: Figure, stem: Path | str) -> list[Path]:

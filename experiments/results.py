@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Run:
     progress: dict[str, Floats]  # tag -> (U,), one entry per update, NaN where nothing was recorded
     success_rate: float
     seconds: float
+    calibration: dict[str, Floats] = field(default_factory=dict)
+    """Of `sppo calibrate`, where it was called: values (P,) and outcomes (P, n) at held-out starts."""
 
 
 def area(run: Run) -> float:
@@ -123,6 +125,7 @@ def _load(path: Path, name: str) -> Run | str:
     if not isinstance(config["seed"], int):
         raise ValueError(f"{path / 'config.json'} must give seed as an integer, got {config['seed']!r}")
     progress = path / "progress.csv"
+    calibrated = _read_json(path / "calibration.json") if (path / "calibration.json").is_file() else {}
     return Run(
         name=name,
         label=path.parent.name if re.fullmatch(r"seed[-_]?\d+", path.name) else str(config["agent"]),
@@ -133,6 +136,7 @@ def _load(path: Path, name: str) -> Run | str:
         progress=_read_columns(progress) if progress.is_file() else {},
         success_rate=float(result["success_rate"]),
         seconds=float(result["seconds"]),
+        calibration={name: np.array(calibrated[name]) for name in ("values", "outcomes") if name in calibrated},
     )
 
 

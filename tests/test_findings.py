@@ -123,6 +123,23 @@ def test_a_study_is_drawn_from_its_file(tmp_path: Path) -> None:
     assert (tmp_path / "images" / "map-sppo-ppo.png").stat().st_size > 10_000
 
 
+def test_calibrated_runs_are_told_over_their_seeds(tmp_path: Path) -> None:
+    """Seed 0 knows the rates 0, 1/2 and 1 of its three starts; seed 1 has them the wrong way round."""
+    outcomes = np.array([[0, 0], [0, 1], [1, 1]])
+    values = (np.array([0.0, 0.5, 1.0]), np.array([1.0, 0.5, 0.0]))
+    runs = [
+        level(f"Chain/sppo/seed{seed}", 0.5, calibration={"values": v, "outcomes": outcomes})
+        for seed, v in enumerate(values)
+    ]
+    pack([*runs, level("Chain/tracker/seed0", 0.5)], tmp_path / "figure.json.gz")
+    told = redraw(tmp_path, tmp_path / "images")
+    assert "at 3 held-out starts, 2 episodes each" in told
+    (line,) = [line for line in told.splitlines() if "(-1.000 to 1.000)" in line]
+    # brier: (0 + 2 / 4 + 0) / 6 = 1 / 12, and (2 + 2 / 4 + 2) / 6 = 3 / 4
+    assert line.split()[:2] == ["SparseChain-v0", "sppo"] and "0.417 (0.083 to 0.750)" in line and line.endswith("2")
+    assert (tmp_path / "images" / "calibration.png").exists()
+
+
 def test_tuned_runs_take_the_place_of_those_at_the_common_rate(tmp_path: Path) -> None:
     """PPO .5 and SPPO .6 become PPO .5 and SPPO .8."""
     common = [level(f"Chain/{agent}/seed0", height) for agent, height in (("ppo", 0.5), ("sppo", 0.6))]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sppo.experiments import compact, curves
-from sppo.experiments.calibration import calibration
+from sppo.experiments import curves
+from sppo.experiments.calibration import metrics
 from sppo.experiments.compact import ENDING
-from sppo.experiments.evidence.findings_figures import draw_dials, draw_map, draw_tasks
+from sppo.experiments.evidence.findings_figures import draw_calibrations, draw_dials, draw_map, draw_tasks
 from sppo.experiments.evidence.gains import Cell, by_setting, cells, gain, pooled_gain
 from sppo.experiments.evidence.studies import AGENTS, RATES, STUDIES, best_rates
 from sppo.experiments.packed import unpack
@@ -111,15 +111,27 @@ def _rates(runs: Path, images: Path) -> str:
     return "\n".join(lines)
 
 
-def _calibrations(folder: Path) -> str:
-    """How well V(s0) of each calibrated run tells held-out starts apart."""
-    lines = ["V(s0) against the success rate at held-out starts, [95% bootstrap interval over starts]"]
-    for file in sorted(folder.glob(f"*{ENDING}")):
-        found = compact.read(file)
-        figures = calibration(np.array(found["values"]), np.array(found["outcomes"]))
-        told = "  ".join(f"{name} {rate(x.estimate)} {bounds(x)}" for name, x in figures.items() if name in CALIBRATED)
-        lines.append(f"  {file.name.removesuffix(ENDING):24}  {told}  n = {len(found['values'])} x {found['samples']}")
-    return "\n".join(lines) if len(lines) > 1 else ""
+def _calibrations(results: Path, images: Path) -> str:
+    """How well V(s0) tells held-out starts apart, in the runs of all studies that were calibrated."""
+    runs: dict[tuple[str, str], list[Run]] = {}
+    for file in sorted(results.glob(f"*{ENDING}")):
+        for run in unpack(file) if file.name != WHY else ():
+            if run.calibration:
+                runs.setdefault((short_name(run.env_id), run.label), []).append(run)
+    if not runs:
+        return ""
+    save_figure(draw_calibrations(runs), images / "calibration")
+    n, samples = next(iter(runs.values()))[0].calibration["outcomes"].shape
+    lines = [f"V(s0) against the success rate at {n} held-out starts, {samples} episodes each: mean over seeds (range)"]
+    lines += ["  " + " " * 34 + "".join(f"{name:22}" for name in CALIBRATED) + "seeds"]
+    for (task, label), mine in sorted(runs.items()):
+        figures = [metrics(run.calibration["values"], run.calibration["outcomes"]) for run in mine]
+        told = []
+        for name in CALIBRATED:
+            each = [figure[name] for figure in figures]
+            told.append(f"{rate(float(np.mean(each)))} ({rate(min(each))} to {rate(max(each))})")
+        lines.append(f"  {task:22}{label:12}" + "".join(f"{cell:22}" for cell in told) + f"{len(mine)}")
+    return "\n".join(lines)
 
 
 def _map_table(name: str, rows: list[list[Cell]], pooled: tuple[Interval, int], agent: str, other: str) -> str:
@@ -158,7 +170,8 @@ DRAWN: dict[str, Callable[[Path, Path], str]] = {
     "text": _text,
 }
 TEXT_THRESHOLD = 0.5
-CALIBRATED = ("pearson", "ceiling", "brier", "auc")
+CALIBRATED = ("pearson", "ceiling", "spearman", "brier", "auc")
+WHY = f"why{ENDING}"  # no runs
 
 
 def redraw(results: Path, images: Path) -> str:
@@ -172,4 +185,4 @@ def redraw(results: Path, images: Path) -> str:
         raise ValueError(f"{results} must hold packed runs, such as {next(iter(STUDIES))}{ENDING}")
     images.mkdir(parents=True, exist_ok=True)
     told = [DRAWN[name](results / f"{name}{ENDING}", images) for name in names if name in DRAWN]
-    return "\n\n".join(filter(None, [*told, *_maps(results, images), _calibrations(results / "calibration")]))
+    return "\n\n".join(filter(None, [*told, *_maps(results, images), _calibrations(results, images)]))
