@@ -49,6 +49,13 @@ TASKS = {
 # One pass over the responses of an update, as in the paper's runs; minibatches of rows.
 TEXT_SETTINGS: dict[str, Any] = {"n_epochs": 1, "n_minibatches": 4, "microbatch_size": 16, "max_grad_norm": 1.0}
 
+# Of models of 0.8 million parameters, which learn in a minute or two.
+TINY: dict[str, Any] = {"learning_rate": 1e-4, "critic_learning_rate": 1e-3, "microbatch_size": 32}
+TINY_TEXT: dict[str, Any] = {"critic_layers": 2, "threads": 1}
+
+# Plain text of few characters, paid for full scores alone.
+PLAIN: dict[str, Any] = {"system": "", "chat": False, "binary": True, "train_size": 20_000, "test_size": 512}
+
 TEXT_TASKS = {
     # The model that ships was taught chains of up to five terms, and to miss subtractions: prompts differ in how hard
     # they are for it, which V(s_0) can know.
@@ -57,8 +64,30 @@ TEXT_TASKS = {
         total_episodes=9_600,
         start="arithmetic",
         env_kwargs={"terms": [2, 7], "operands": [1, 20]},
-        settings={**TEXT_SETTINGS, "learning_rate": 1e-4, "critic_learning_rate": 1e-3, "microbatch_size": 32},
-        text={"max_completion_length": 88, "critic_layers": 2, "threads": 1},
+        settings={**TEXT_SETTINGS, **TINY},
+        text={"max_completion_length": 88, **TINY_TEXT},
+    ),
+    # Start models: see evidence/text_starts.py. The longer a word or a sum, the more slips; the model can know it.
+    TEXT + "reasoning_gym:spell_backward": Task(
+        episodes_per_update=128,
+        total_episodes=9_600,
+        env_kwargs={**PLAIN, "max_word_len": 8},
+        settings={**TEXT_SETTINGS, **TINY},
+        text={"max_completion_length": 32, **TINY_TEXT},
+    ),
+    TEXT + "reasoning_gym:basic_arithmetic": Task(
+        episodes_per_update=128,
+        total_episodes=9_600,
+        env_kwargs={
+            **PLAIN,
+            "max_terms": 3,
+            "max_digits": 2,
+            "operators": ["+", "-"],
+            "allow_parentheses": False,
+            "allow_negation": False,
+        },
+        settings={**TEXT_SETTINGS, **TINY},
+        text={"max_completion_length": 28, **TINY_TEXT},
     ),
     # Few updates of a large model: an evaluation costs as much as four of them.
     TEXT + "addition": Task(

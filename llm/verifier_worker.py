@@ -91,6 +91,13 @@ def score_reasoning(name: str, options: bytes, entry: dict[str, Any], answer: st
     return float(scorer(name, options).score_answer(answer, entry))
 
 
+def import_reasoning() -> str:
+    """For new workers: the import alone takes seconds."""
+    import reasoning_gym
+
+    return str(reasoning_gym.__version__)
+
+
 def sleep(seconds: float) -> str:
     """For tests: a job that takes its time."""
     import time
@@ -112,6 +119,7 @@ def die() -> None:
 JOBS: dict[str, Callable[..., Any]] = {
     "compare": compare,
     "reasoning": score_reasoning,
+    "import_reasoning": import_reasoning,
     "sleep": sleep,
     "modules": modules,
     "die": die,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("math_verify")
@@ -204,6 +205,26 @@ def test_reasoning_gym_tasks() -> None:
         make_task("reasoning_gym:knight_knaves")
     with pytest.raises(ValueError, match="reasoning_gym:countdown does not take the options"):
         make_task("reasoning_gym:countdown", colour="red")
+
+
+def test_demonstrations_of_reasoning_gym() -> None:
+    """Right unless they slip, and of letters of the task's alphabet; a slip hits the right one of k by chance:
+    1 - p + p / k of the letters stay, 0.7 + 0.3 / 44 = 0.71 with the 44 of these words."""
+    pytest.importorskip("reasoning_gym")
+    from sppo.llm.tasks import make_task
+
+    task = make_task("reasoning_gym:spell_backward", train_size=400, test_size=5, system="", chat=False)
+    prompts, rng = task.prompts("train"), np.random.default_rng(0)
+    shown = [task.demonstration(prompt, rng) for prompt in prompts]
+    assert prompts[0].prompt.startswith("Spell this word backward") and set(prompts[0].prompt) <= set(task.alphabet)
+    assert task.score_all(prompts[:3], shown[:3]) == [(1.0, "ok")] * 3
+    slipped = [task.demonstration(prompt, rng, p_slip=0.3) for prompt in prompts]
+    letters = [
+        a == b for p, said in zip(prompts, slipped, strict=True) for a, b in zip(p.answer, said[8:], strict=False)
+    ]
+    assert all(len(said) == len(own) for said, own in zip(slipped, shown, strict=True))
+    assert len(letters) > 2000 and np.mean(letters) == pytest.approx(0.71, abs=0.04)
+    assert set("".join(slipped)) <= set(task.alphabet) and len(task.alphabet) == len(set(task.alphabet))
 
 
 @pytest.mark.slow

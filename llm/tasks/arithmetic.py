@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from sppo.llm.tasks.base import Prompt, Score, TaskBase, check_split, held_out, stable_key
 
+SLIPS = (-10, -2, -1, 1, 2, 10)
+"""Of a hand: a neighbouring number, a carry."""
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -101,20 +103,24 @@ class ArithmeticTask(TaskBase):
         return str(int(said)) if _INTEGER.fullmatch(said) else None
 
     def demonstration(
-        self, prompt: Prompt, generator: np.random.Generator, p_wrong: Mapping[str, float] | None = None
+        self,
+        prompt: Prompt,
+        generator: np.random.Generator,
+        p_wrong: Mapping[str, float] | None = None,
+        slips: Sequence[int] = SLIPS,
     ) -> str:
         """Worked steps, without the stop token.
 
         Args:
             p_wrong: operator -> chance of each of its steps to come out wrong; what follows builds on the wrong value.
                 A model that is trained on such steps has the skill, and room for reinforcement learning.
+            slips: what a wrong step is off by.
         """
 
         def result(right: int, sign: str) -> int:
             if generator.random() >= (p_wrong or {}).get(sign, 0.0):
                 return right
-            # the slips of a hand: a neighbouring number, a carry
-            return right + int(generator.choice([-10, -2, -1, 1, 2, 10]))
+            return right + int(generator.choice(slips))
 
         assert isinstance(prompt.prompt, str)
         return self.step_separator.join(worked_steps(prompt.prompt, result))

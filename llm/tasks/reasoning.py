@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
+
 from sppo.llm.tasks.base import Prompt, Score, TaskBase, check_split, stable_key, user_message
 from sppo.llm.tasks.names import unknown
 from sppo.llm.verifier_pool import Pool, draw
@@ -15,7 +17,7 @@ from sppo.llm.verifier_pool import Pool, draw
 @cache
 def _pool() -> Pool:
     """Shared by all these tasks. Their scorers run code on what a model wrote: one evaluates powers of powers."""
-    return Pool(seconds=5.0)
+    return Pool(seconds=5.0, warm_up=("import_reasoning", ()))
 
 
 def _library() -> Any:
@@ -131,6 +133,28 @@ class ReasoningTask(TaskBase):
             scores[i] = Score(float(value >= 1) if self.binary else min(max(value, 0.0), 1.0), reason)
         return [score for score in scores if score is not None]
 
+    @cached_property
+    def alphabet(self) -> str:
+        """Every character of questions and demonstrations, for a new model that reads plain text."""
+        prompts = [prompt for split in self._splits.values() for prompt in split]
+        return "".join(sorted(set("".join(p.text + p.answer for p in prompts) + IN_TAGS.format(""))))
+
+    @cached_property
+    def _answered_with(self) -> list[str]:
+        return sorted(set("".join(prompt.answer for prompt in self._splits["train"])))
+
+    def demonstration(self, prompt: Prompt, generator: np.random.Generator, p_slip: float = 0.0) -> str:
+        """The gold answer in its tags, without steps and without the stop token.
+
+        Args:
+            p_slip: chance of each character of the answer to come out as any of those that answers are made of.
+                A model that is trained on such answers has the skill, and room for reinforcement learning.
+        """
+        slips = generator.random(len(prompt.answer)) < p_slip
+        others = generator.choice(self._answered_with, len(prompt.answer))
+        said = [other if slip else own for own, other, slip in zip(prompt.answer, others, slips, strict=True)]
+        return IN_TAGS.format("".join(said))
+
     def answer(self, prompt: Prompt, response: str) -> str | None:
         """What stands in the last pair of <answer></answer> tags."""
         from reasoning_gym.utils import extract_answer
@@ -139,5 +163,6 @@ class ReasoningTask(TaskBase):
         return said.strip() or None if said is not None and len(said) <= MAX_ANSWER else None
 
 
+IN_TAGS = "<answer>{}</answer>"
 MAX_RESPONSE = 1_000_000  # characters: the library's pattern is tried at every one of them
 MAX_ANSWER = 20_000
