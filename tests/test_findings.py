@@ -102,15 +102,16 @@ def test_seconds_to_a_threshold_are_those_of_the_first_evaluation_above_it() -> 
 
 
 def test_dials_are_drawn_per_task_and_value() -> None:
+    """A task that lacks a dial has an empty place there."""
     runs = [
-        level(f"Chain/{dial}/{value}/{agent}/seed{seed}", 0.5)
-        for dial in ("spread", "warm-up")
+        level(f"{dial}/{value}/{agent}/seed{seed}", 0.5)
+        for dial in ("Chain/spread", "Chain/warm-up", "Cart/spread")
         for value in (0, 5)
         for agent in ("ppo", "sppo")
         for seed in range(2)
     ]
     axes = draw_dials(runs).axes
-    assert [ax.get_xlabel() for ax in axes] == ["spread", "warm-up"]
+    assert [ax.get_xlabel() for ax in axes] == ["spread", "warm-up", "spread"]
     assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["0", "5"]
 
 
@@ -121,6 +122,22 @@ def test_a_study_is_drawn_from_its_file(tmp_path: Path) -> None:
     told = redraw(tmp_path, tmp_path / "images")
     assert "horizon   100  start success 0.010  -0.200 [-0.200, -0.200]  n = 3" in told
     assert (tmp_path / "images" / "map-sppo-ppo.png").stat().st_size > 10_000
+
+
+def test_each_study_on_text_has_a_figure_of_its_own(tmp_path: Path) -> None:
+    for study in ("text", "text-pool"):
+        runs = [
+            level(f"{env}/{agent}/seed{seed}", 0.6, 0.1, env_id=f"text/{env}")
+            for env in ("arithmetic", "reasoning_gym:spell_backward")[: 2 if study == "text" else 1]
+            for agent in ("ppo", "sppo")
+            for seed in range(2)
+        ]
+        pack(runs, tmp_path / f"{study}.json.gz")
+    told = redraw(tmp_path, tmp_path / "images")
+    assert {"text.png", "text-pool.png"} <= {file.name for file in (tmp_path / "images").iterdir()}
+    assert (
+        told.count("Processor seconds to 50% of held-out prompts") == 2 and "reasoning_gym:spell_backward  ppo" in told
+    )
 
 
 def test_calibrated_runs_are_told_over_their_seeds(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from sppo.agents import AGENTS
-from sppo.agents.config import AgentConfig
+from sppo.agents.config import AgentConfig, make_config
 from sppo.envs.chain import SparseChain
 from sppo.experiments.evidence import studies
 from sppo.experiments.evidence.studies import CARTPOLE, STUDIES, best_rates, chain_goal, study
 from sppo.experiments.packed import pack
 from sppo.experiments.results import Run
+from sppo.experiments.tasks import task
+from sppo.llm.tasks import make_task
 
 COMMON = set(AgentConfig.__dataclass_fields__)
 
@@ -103,3 +105,22 @@ def test_the_tuned_figure_repeats_runs_whose_best_rate_is_another(
 
 def test_every_agent_of_a_study_exists() -> None:
     assert set(studies.AGENTS) <= set(AGENTS)
+
+
+def test_dials_that_are_off_are_the_run_that_all_dials_share() -> None:
+    """Without noise, and with two networks, learning is as at the middle of the others; on MountainCar neither is."""
+    off: dict[str, set[str]] = defaultdict(set)
+    for run, config in STUDIES["dials"].runs():
+        name, dial, value, *_ = run.split("/")
+        if dial in ("reward noise", "shared network") and value == "0":
+            settings = make_config(AGENTS[config.agent].Config, config.settings)
+            assert not settings.reward_noise and not settings.shared_network
+            off[name].add(dial)
+    assert off == {name: {"reward noise", "shared network"} for name in ("PrecisionCartPole-v0", "SparseChain-v0")}
+
+
+def test_prompts_of_the_pool_come_again_and_again() -> None:
+    """9600 responses to 256 prompts: 37 each."""
+    for _, config in STUDIES["text-pool"].runs():
+        train = make_task("arithmetic", **{**task(config.env_id).env_kwargs, **config.env_kwargs}).prompts("train")
+        assert task(config.env_id).total_episodes // len(train) == 37

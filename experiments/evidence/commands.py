@@ -21,6 +21,7 @@ from sppo.experiments.evidence.studies import (
     WINDOWS,
     study,
 )
+from sppo.experiments.evidence.text_starts import FOLDER, make_text_starts
 from sppo.experiments.packed import pack
 from sppo.experiments.results import load_runs
 from sppo.experiments.tasks import short_name
@@ -76,7 +77,10 @@ class StudyCommand:
 
     def __call__(self) -> None:
         chosen, out = study(self.name), self.out or Path("runs") / self.name
-        if any(config.start.startswith(str(STARTS)) for _, config in chosen.runs()):
+        starts = {Path(config.start) for _, config in chosen.runs() if config.start.startswith(str(STARTS))}
+        if of_text := {start for start in starts if start.is_relative_to(FOLDER)}:
+            make_text_starts(of_text)
+        elif starts:
             make_starts()
         jobs = chosen.jobs(out, self.only)
         if not jobs:

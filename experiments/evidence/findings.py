@@ -60,7 +60,7 @@ def _gains_table(table: Table) -> str:
 def _text(runs: Path, images: Path) -> str:
     found = unpack(runs)
     table = summarize(found, _in_order(found), threshold=TEXT_THRESHOLD)
-    save_figure(draw_tasks(table), images / "text")
+    save_figure(draw_tasks(table), images / runs.name.removesuffix(ENDING))
     return f"{format_table(table)}\n\n{_seconds_table(table)}"
 
 
@@ -161,13 +161,14 @@ def _maps(results: Path, images: Path) -> list[str]:
     return told
 
 
-MAPS = {"chain-map": "SparseChain", "cartpole-map": "Precision CartPole"}
+MAPS = {"chain-map": "SparseChain", "cartpole-map": "Precision CartPole", "text-map": "Chains, in tokens"}
 DRAWN: dict[str, Callable[[Path, Path], str]] = {
     "figure": _figure,
     "rates": _rates,
     "tuned": _tuned,
     "dials": _dials,
     "text": _text,
+    "text-pool": _text,
 }
 TEXT_THRESHOLD = 0.5
 CALIBRATED = ("pearson", "ceiling", "spearman", "brier", "auc")

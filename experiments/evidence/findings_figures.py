@@ -97,7 +97,9 @@ def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> 
         figure = Figure(figsize=(2.9 * columns, 2.4 * len(grid) + 0.4), layout="constrained")
         axes = figure.subplots(len(grid), columns, squeeze=False, sharey="row")
         for row, (task, dials) in zip(axes, grid.items(), strict=True):
-            for ax, (dial, unsorted) in zip(row, dials.items(), strict=True):
+            for ax in row[len(dials) :]:
+                ax.remove()
+            for ax, (dial, unsorted) in zip(row, dials.items(), strict=False):
                 values = {value: unsorted[value] for value in sorted(unsorted, key=float)}
                 for agent in agents:
                     at = [_mean_area([run for run in here if run.label == agent]) for here in values.values()]

@@ -17,6 +17,7 @@ from sppo.experiments.compact import ENDING
 from sppo.experiments.compare import Job
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import domain, resolve
+from sppo.experiments.evidence.text_starts import OPERANDS, SUCCESSES, TERMS, chains_start, start_of
 from sppo.experiments.packed import unpack
 from sppo.experiments.results import Run, area
 from sppo.experiments.tasks import TASKS, TEXT, short_name, task
@@ -31,6 +32,10 @@ SWEEP_SEEDS = range(5, 8)
 """Of the learning-rate sweep: other seeds and other start policies than those reported."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 COMMON_RATE = 3e-4
+TEXT_SEEDS = range(3)
+TEXT_TASKS = ("arithmetic", "reasoning_gym:spell_backward", "reasoning_gym:basic_arithmetic")
+POOL = 256
+"""Prompts that come again and again, where there is something to track."""
 HORIZONS = (10, 30, 100, 300, 1000)
 HOPPER = "sppo/Hopper-v0"
 CHAIN = "sppo/SparseChain-v0"
@@ -172,6 +177,11 @@ def _dials() -> Iterator[Named]:
             "critic learning rate": {x: {"settings": {"critic_learning_rate": x}} for x in (1e-4, 1e-3, 1e-2)},
             "critic warm-up": {n: {"settings": {"critic_warmup": n}} for n in (0, 5, 20)},
         }
+        if base.env_id in (CARTPOLE, CHAIN):
+            dials |= {
+                "reward noise": {p: {"settings": {"reward_noise": p}} for p in (0, 0.1, 0.3)},
+                "shared network": {n: {"settings": {"shared_network": bool(n)}} for n in (0, 1)},
+            }
         for dial, values in dials.items():
             for value, changes in values.items():
                 for agent in ("ppo", "sppo"):
@@ -179,11 +189,39 @@ def _dials() -> Iterator[Named]:
                     yield from _seeds(f"{short_name(base.env_id)}/{dial}/{value:g}/{agent}", config, SEEDS)
 
 
-def _text() -> Iterator[Named]:
-    """With settings of the task that are the same for all: see `tasks.TEXT_TASKS`."""
+def _on_text(name: str, **settings: Any) -> Iterator[Named]:
+    """All seven, with settings of the task that are the same for all: see `tasks.TEXT_TASKS`."""
     for agent in AGENTS:
-        config = RunConfig(agent=agent, env_id=TEXT + "arithmetic", n_evals=20)
-        yield from _seeds(f"arithmetic/{agent}", config, range(3))
+        config = RunConfig(agent=agent, env_id=TEXT + name, n_evals=20, **settings)
+        yield from _seeds(f"{short_name(config.env_id).split(':')[-1]}/{agent}", config, TEXT_SEEDS)
+
+
+def _text() -> Iterator[Named]:
+    """On arithmetic from the model that ships, on the others from one that is made: see `text_starts`."""
+    for name in TEXT_TASKS:
+        yield from _on_text(name, **({"start": str(start_of(name))} if task(TEXT + name).start is None else {}))
+
+
+def _text_pool() -> Iterator[Named]:
+    """Each prompt some forty times; evaluated on held-out ones, as always."""
+    return _on_text("arithmetic", env_kwargs={"train_size": POOL})
+
+
+def _text_map() -> Iterator[Named]:
+    """Chains whose worked steps take about the horizon, from models that miss each step so often."""
+    for horizon, terms in TERMS.items():
+        for success in SUCCESSES:
+            for agent in MAPPED:
+                config = RunConfig(
+                    agent=agent,
+                    env_id=TEXT + "arithmetic",
+                    env_kwargs={"terms": [terms, terms], "operands": OPERANDS},
+                    start=str(chains_start(horizon, success)),
+                    total_episodes=1_920,
+                    n_evals=6,
+                    text={"max_completion_length": horizon},
+                )
+                yield from _seeds(f"{horizon}/{success:g}/{agent}", config, TEXT_SEEDS)
 
 
 STUDIES = {
@@ -208,12 +246,20 @@ STUDIES = {
         runs=_cartpole_map,
     ),
     "dials": Study(
-        question="PPO and SPPO as one thing varies: batch size, spread of starts, the critic's rate and warm-up",
+        question="PPO and SPPO as one thing varies: batch, spread of starts, the critic, noise of the reward",
         runs=_dials,
     ),
     "text": Study(
-        question="The same seven on a language model that learns arithmetic",
+        question="The same seven on small language models that learn arithmetic and spelling",
         runs=_text,
+    ),
+    "text-pool": Study(
+        question="The same seven on arithmetic with few prompts, which a table can track",
+        runs=_text_pool,
+    ),
+    "text-map": Study(
+        question="PPO and SPPO over horizon and success of the start model, on chains of arithmetic",
+        runs=_text_map,
     ),
 }
 

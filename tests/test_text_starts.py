@@ -1,0 +1,72 @@
+"""Start models of the studies on text: how often they are taught to miss, and that they are of the runs' tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sppo.experiments.evidence import text_starts
+from sppo.experiments.evidence.studies import STUDIES
+from sppo.experiments.evidence.text_starts import (
+    SUCCESSES,
+    TERMS,
+    chains_start,
+    make_text_starts,
+    recipes,
+    step_miss,
+)
+from sppo.experiments.tasks import task
+from sppo.llm.tasks.arithmetic import ArithmeticTask
+
+
+def test_chances_of_a_step_to_miss() -> None:
+    """Two steps at 1/2 each come out right in 1/4 of chains; eleven at 0.9 in 0.9^11 = 0.314."""
+    assert step_miss(3, 0.25) == pytest.approx(0.5)
+    assert step_miss(12, 0.9**11) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("horizon", TERMS)
+def test_demonstrations_of_chains_fit_and_come_out_right_so_often(horizon: int) -> None:
+    """Of 1000 chains; three standard errors of 0.2 are 0.038."""
+    terms = TERMS[horizon]
+    chains = ArithmeticTask(terms=(terms, terms), operands=(1, 20), train_size=1000, test_size=1)
+    prompts, rng = chains.prompts("train"), np.random.default_rng(0)
+    for success in SUCCESSES:
+        options = recipes()[chains_start(horizon, success)]["last_options"]
+        shown = [chains.demonstration(prompt, rng, **options) for prompt in prompts]
+        right = [chains.score(prompt, said).reward for prompt, said in zip(prompts, shown, strict=True)]
+        assert np.mean(right) == pytest.approx(success, abs=3 * np.sqrt(success * (1 - success) / 1000))
+        assert max(map(len, shown)) < horizon
+
+
+@pytest.mark.parametrize("name", ["text", "text-map"])
+def test_runs_start_from_models_taught_their_task(name: str) -> None:
+    """The options of the task and the token budget are those of the runs."""
+    made = recipes()
+    for _, config in STUDIES[name].runs():
+        if config.start == "auto":
+            continue  # from a model that ships
+        settings, about = made[Path(config.start)], task(config.env_id)
+        assert config.env_id == f"text/{settings['task']}"
+        assert settings["task_options"] == {**about.env_kwargs, **config.env_kwargs}
+        assert settings["max_completion_length"] == {**about.text, **config.text}["max_completion_length"]
+
+
+def test_what_is_missing_is_made_after_what_it_starts_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def fine_tune(config: Any, out: Path, **_: Any) -> None:
+        made.append(out)
+        out.mkdir(parents=True)
+        (out / "sft.json").write_text("{}")
+
+    monkeypatch.setattr("sppo.llm.sft.fine_tune", fine_tune)
+    monkeypatch.chdir(tmp_path)
+    cells = [chains_start(horizon, 0.2) for horizon in TERMS]
+    make_text_starts(cells[1:])
+    assert made == [text_starts.SKILLED, *cells[1:]]
+    make_text_starts(cells)
+    assert made[3:] == cells[:1]
