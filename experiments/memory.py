@@ -16,7 +16,18 @@ PREFILL = 8192  # tokens of prompts that vLLM reads at a time
 WIDE = 4  # bytes of a number in weights that learn, their gradients and each of Adam's two moments
 GIB = 2**30
 
-PARTS = ("weights", "gradients", "optimizer", "critic", "engine", "activations", "logits", "KV cache", "gathered")
+PARTS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "critic",
+    "engine",
+    "activations",
+    "logits",
+    "KV cache",
+    "gathered",
+    "copy",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +107,8 @@ class Plan:
     held: dict[str, int]
     """What is there all the time: weights, gradients and optimizer of the policy, and all that of the critic."""
     phases: dict[str, dict[str, int]]
-    """What comes and goes with generation, the critic's values, and the two updates: one of them at a time."""
+    """What comes and goes with generation, the critic's values, the two updates, and the writing of the policy: one of
+    them at a time."""
 
     @property
     def peak(self) -> int:
@@ -157,6 +169,7 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
         outside = body.vocab * body.hidden
         phases["values"] = {"activations": int(_read(s, seen) * _passing(body, s, seen))}
         phases["critic"] = _update(body, s, s.rows * seen, s.critic != "head", outside)
+    phases["saving"] = _saving(policy, s)
     for phase, n in gradients.items():
         phases[phase]["gradients"] = 0 if s.offloads else -(-n * WIDE // s.over(phase))
     return Plan(name, resting, phases)
@@ -205,6 +218,16 @@ def _update(shape: Shape, s: Setting, tokens: int, learns: bool, outside: int) -
     elif s.narrow != WIDE:
         parts["gathered"] = s.narrow * shape.layers * shape.layer  # autocast keeps narrow copies of the matrices
     return parts
+
+
+def _saving(shape: Shape, s: Setting) -> dict[str, int]:
+    """The whole policy once more: gathered or copied in the memory of the CPU, and copied where it is to merge adapters
+    into it. Of ranks, the first's alone."""
+    whole = WIDE * (shape.weights + (0 if s.lora is None else shape.adapters(s.lora)))
+    merges = s.lora is not None
+    if s.on_gpu:
+        return {"copy": whole if merges and s.ranks == 1 else 0}
+    return {"copy": 2 * whole if merges and s.ranks > 1 else whole}
 
 
 def _generation(shape: Shape, s: Setting) -> dict[str, int]:

@@ -160,9 +160,7 @@ class TextPolicy(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model and its tokenizer as transformers does."""
-        # Parameters may be views of one flat tensor: safetensors wants tensors that share nothing but what is tied. The
-        # copies are the CPU's: a GPU may have no room for them.
-        state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+        state = {name: _apart(tensor.detach()) for name, tensor in self.model.state_dict().items()}
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {}) if self._is_tied() else set()
         self.model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if k not in tied})
         self.tokenizer.save_pretrained(folder)
@@ -171,6 +169,12 @@ class TextPolicy(nn.Module):
 
     def _is_tied(self) -> bool:
         return self.model.get_output_embeddings().weight is self.model.get_input_embeddings().weight
+
+
+def _apart(x: Tensor) -> Tensor:
+    """On the CPU, since a GPU may have no room for copies, and sharing memory with nothing: safetensors refuses views
+    of one tensor."""
+    return x.cpu() if x.untyped_storage().nbytes() == x.nbytes else x.to("cpu", copy=True)
 
 
 def sequences(traj: Choices) -> Tensor:

@@ -88,6 +88,19 @@ def test_what_is_held_by_hand() -> None:
     assert cache == 3 * 11 * 2 * 2 * 2 * 4
 
 
+def test_the_policy_is_copied_to_be_saved() -> None:
+    n, lora = TINY.weights, TINY.weights + 384
+
+    def copied(**setting: Any) -> int:
+        return plan(TINY, Setting(**setting), None).phases["saving"]["copy"]
+
+    assert copied() == copied(ranks=2) == 4 * n, "weights are views of one tensor, or gathered"
+    assert copied(lora=3) == 4 * lora and copied(lora=3, ranks=2) == 8 * lora, "gathered, and merged in a copy"
+    # in a GPU's memory, only what is merged there
+    assert copied(on_gpu=True) == copied(on_gpu=True, ranks=2) == copied(on_gpu=True, ranks=2, lora=3) == 0
+    assert copied(on_gpu=True, lora=3) == 4 * lora
+
+
 def test_options_save_what_they_promise() -> None:
     shape = SHAPES["r1-distill-qwen-7b"]
     base = Setting(rows=4, prompt=1024, response=7168, ranks=4, engine="vllm", on_gpu=True, kv_cache_gib=8)
