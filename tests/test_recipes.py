@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import string
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +18,11 @@ pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
 pytest.importorskip("pyarrow", reason="needs the extra sppo[data]")
 pytest.importorskip("math_verify", reason="needs the extra sppo[math]")
 
-import transformers
-from pyarrow import parquet
+from safetensors.torch import load_file
+from small_recipes import first_rows, small_models, teach
 from small_runs import assert_looks_whole, assert_same_run, newest_checkpoint, records
 
-from sppo.experiments import prompts, ranks, text_memory
+from sppo.experiments import ranks, text_memory
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.evaluate import Eval
@@ -30,73 +30,24 @@ from sppo.experiments.memory import GIB
 from sppo.experiments.recipes import RECIPES, ShowRecipe, eval_line, run_config, teach_line, train_line
 from sppo.experiments.run import run
 from sppo.experiments.run_commands import Train
+from sppo.experiments.shapes import SHAPES
 from sppo.experiments.shared_run import run_shared
-from sppo.llm import sft_command
-from sppo.llm.tasks.rows import find_data
-from sppo.llm.tokenizer import character_tokenizer
+from sppo.llm.sources import find_model
 
 RUNS = [(name, agent) for name, it in RECIPES.items() for agent in it.agents]
+FEW = "--gradient-steps 2 --check-demonstrations 4 --threads 1".split()
 SMOKE = [("dapo-7b-small-critic", "sppo"), ("gsm8k-135m", "grpo")]
-FILES = {  # in a small folder of data -> the real file that its first rows are of; DAPO stands in for DeepScaleR
-    "dapo-math-17k.parquet": "dapo-math-17k.parquet",
-    "deepscaler.parquet": "dapo-math-17k.parquet",
-    "math500.parquet": "math500.parquet",
-    "amc23.parquet": "amc23.parquet",
-    "gsm8k-train.jsonl": "gsm8k-train.jsonl",
-    "gsm8k-test.jsonl": "gsm8k-test.jsonl",
-}
-TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}\n{% endif %}"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The first 40 rows of each real file, as the whole data there is."""
-    folder = tmp_path_factory.mktemp("data")
-    for name, real in FILES.items():
-        try:
-            source = find_data((real,))
-        except FileNotFoundError as error:
-            pytest.skip(f"the real data files are not at hand: {error}")
-        if source.suffix == ".parquet":
-            parquet.write_table(parquet.read_table(source).slice(0, 40), folder / name)
-        else:
-            (folder / name).write_text("".join(source.read_text().splitlines(keepends=True)[:40]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPPO_DATA", str(folder))
-        forget()
+    with first_rows(tmp_path_factory.mktemp("data")) as folder:
         yield folder
-    forget()
-
-
-def forget() -> None:
-    """What was read from another folder."""
-    prompts._cached.cache_clear()
-    text_memory._longest_prompt.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A random model of two layers of each family, the critic's of one; all read the same characters."""
-    folder = tmp_path_factory.mktemp("models")
-    tokenizer = character_tokenizer(string.printable)
-    tokenizer.chat_template = TEMPLATE
-    shape = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 4096,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    qwen, llama = transformers.Qwen2Config, transformers.LlamaConfig
-    kinds = {"r1-distill-qwen-7b": (qwen, 2), "r1-distill-qwen-1.5b": (qwen, 1), "smollm2": (llama, 2)}
-    for name, (config, layers) in kinds.items():
-        transformers.set_seed(0)
-        made = config(**shape, num_hidden_layers=layers)
-        transformers.AutoModelForCausalLM.from_config(made).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return {name: folder / name for name in kinds}
+    return small_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
@@ -137,17 +88,6 @@ def small(config: RunConfig, models: dict[str, Path]) -> RunConfig:
     )
 
 
-def teach(name: str, out: Path, models: dict[str, Path]) -> None:
-    """The model that a recipe starts from, in two gradient steps."""
-    line = teach_line(name, out)
-    assert line is not None and line[:3] == ["python", "-m", "sppo.llm.sft"]
-    words = [str(models["smollm2"]) if word == RECIPES[name].model else word for word in line[3:]]
-    few = "--gradient-steps 2 --batch-size 4 --check-demonstrations 4 --max-completion-length 700 --threads 1"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["sft", *words, *few.split()])
-        sft_command.main()
-
-
 class Stopped(Exception):
     """By the test."""
 
@@ -176,7 +116,7 @@ def test_a_recipe_trains_is_evaluated_stops_and_goes_on_bit_for_bit(
     if RECIPES[name].ranks:
         request.getfixturevalue("one_rank")
     if RECIPES[name].taught:
-        teach(name, tmp_path / "runs", models)
+        teach(name, tmp_path / "runs", models["smollm2"], *FEW, "--batch-size", 4, "--max-completion-length", 700)
     config = small(run_config(name, agent, tmp_path / "runs"), models)
     whole, stopped = tmp_path / "runs" / name / agent / "seed0", tmp_path / "stopped"
     train(config, whole)
@@ -196,6 +136,37 @@ def test_a_recipe_trains_is_evaluated_stops_and_goes_on_bit_for_bit(
         fewer = "--engine hf --dtype float32 --prompts 2 --n 2 --max-completion-length 8 --threads 1".split()
         tyro.cli(Eval, args=[*line[2:], *fewer])()
         assert "amc23" in (tmp_path / "runs" / "eval" / name / agent / "summary.md").read_text()
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_real_small_model_is_taught_and_trains_and_goes_on(data: Path, tmp_path: Path) -> None:
+    """SmolLM2-135M on GSM8K by the recipe's own lines, with few prompts and short responses."""
+    try:
+        find_model("smollm2")
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    shorter = [*FEW, "--batch-size", 2, "--max-completion-length", 160, "--dtype", "bfloat16"]
+    taught, run = teach("gsm8k-135m", tmp_path / "runs", "smollm2", *shorter), tmp_path / "run"
+    about = json.loads((taught / "sft.json").read_text())
+    assert about["parameters"] == SHAPES["smollm2"].weights
+    # A model of dialogues knows something of sums in words: far less than ln 49152 = 10.8 for each token.
+    assert 0.5 < about["held_out_loss"] < 4
+    config = small(run_config("gsm8k-135m", "sppo", tmp_path / "runs"), {})
+    with pytest.raises(Stopped):
+        train(config, run, stop_after=2)
+    assert newest_checkpoint(run).name == "00000001"
+    train(config, run)
+    assert_looks_whole(run)
+    assert [r["time/n_updates"] for r in records(run / "progress.jsonl")] == [1, 2]
+    assert [r["split"] for r in records(run / "completions.jsonl")].count("test") >= 8, (
+        "two evaluations of four prompts"
+    )
+    before, after = (load_file(folder / "model.safetensors") for folder in (taught, run / "model"))
+    assert before.keys() == after.keys()
+    # Two gradient steps in each of two updates, and Adam's steps are of at most the learning rate, 1e-5.
+    moved = max(float((before[name] - after[name]).abs().max()) for name in before)
+    assert 1e-6 < moved < 1e-4
     shutil.rmtree(tmp_path)
 
 
