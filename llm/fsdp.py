@@ -4,6 +4,7 @@ All ranks run one program on the same data: each holds every trajectory, takes t
 counters. Shared out is what costs time and memory: generation and scoring by prompt, passes through the networks by
 row, weights, gradients and Adam's moments by slices of every tensor. Results are put together where they arise, so that
 no algorithm, statistic or callback can tell how many ranks there are. llm/shared.py shares generation and scoring.
+Policy and critic lie each on a mesh of its own: cut over all ranks, or over a few, of which the others are copies.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from launched import CLI, TRAIN, done, torchrun
 from safetensors.torch import load_file
 from small_runs import assert_looks_whole, newest_checkpoint, records, sppo
 
+from sppo.experiments import ranks as shared_by
 from sppo.experiments import text, text_memory
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.text_config import TextConfig
+from sppo.llm import fsdp
 from sppo.llm.sources import find_model
 
 ALIKE = (str(Path(__file__).with_name("sharded_cli.py")),)
@@ -62,7 +65,7 @@ def test_a_budget_in_seconds_ends_all_ranks_with_the_same_update(tmp_path: Path)
 
 @pytest.mark.slow
 def test_ranks_share_a_run_with_adapters(tmp_path: Path) -> None:
-    more = ["lora_rank", 4, "critic_kind", "lora", "checkpointing", "true"]
+    more = ["lora_rank", 4, "critic_kind", "lora", "checkpointing", "true", "critic_shard_over", 1]
     done(*torchrun(2, *CLI), *TRAIN, *more, "--out", tmp_path / "run")
     assert {"config.json", "model.safetensors", "adapter"} <= {p.name for p in (tmp_path / "run/model").iterdir()}
     saved = load_file(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1] / "agent.safetensors")
@@ -109,6 +112,13 @@ def test_what_ranks_alone_have_is_refused_elsewhere(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("RANK")
     with pytest.raises(ValueError, match="shared by 3 ranks, and torchrun started none"):
         make_agents([config])
+
+
+def test_policy_and_critic_are_cut_each_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fsdp, "FSDPLearner", lambda module, ranks, config, **_: config.over)
+    monkeypatch.setattr(shared_by, "ranks", lambda: SimpleNamespace(size=4))
+    make = shared_by.shared_learner(TextConfig(ranks=4, shard_over=2, critic_shard_over=1), None)
+    assert [make(toy_policy()), make(torch.nn.Linear(1, 1))] == [2, 1]
 
 
 @pytest.mark.parametrize("narrow", [{}, {"dtype": "bfloat16"}, {"shard_dtype": "bfloat16", "ranks": 2}])
