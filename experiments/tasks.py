@@ -70,18 +70,18 @@ TEXT_TASKS = {
     # Start models: see evidence/text_starts.py. The longer a word or a sum, the more slips; the model can know it.
     TEXT + "reasoning_gym:spell_backward": Task(
         episodes_per_update=128,
-        total_episodes=9_600,
+        total_episodes=4_800,
         env_kwargs={**PLAIN, "max_word_len": 8},
         settings={**TEXT_SETTINGS, **TINY},
         text={"max_completion_length": 32, **TINY_TEXT},
     ),
     TEXT + "reasoning_gym:basic_arithmetic": Task(
         episodes_per_update=128,
-        total_episodes=9_600,
+        total_episodes=4_800,
         env_kwargs={
             **PLAIN,
-            "max_terms": 3,
-            "max_digits": 2,
+            "max_terms": 4,
+            "max_digits": 1,
             "operators": ["+", "-"],
             "allow_parentheses": False,
             "allow_negation": False,

@@ -18,7 +18,7 @@ from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
 from sppo.experiments.stats import Interval
 from sppo.experiments.summary import ALL_TASKS, Table, bounds, format_table, rate, signed, summarize
-from sppo.experiments.tasks import short_name
+from sppo.experiments.tasks import TEXT, short_name
 
 
 def _in_order(runs: Sequence[Run]) -> list[str]:
@@ -61,7 +61,12 @@ def _text(runs: Path, images: Path) -> str:
     found = unpack(runs)
     table = summarize(found, _in_order(found), threshold=TEXT_THRESHOLD)
     save_figure(draw_tasks(table), images / runs.name.removesuffix(ENDING))
-    return f"{format_table(table)}\n\n{_seconds_table(table)}"
+    told = []
+    for env_id in table.env_ids:
+        mine = [run for run in found if run.env_id == env_id]
+        table = summarize(mine, _in_order(mine), threshold=TEXT_THRESHOLDS.get(env_id, TEXT_THRESHOLD))
+        told.append(f"{format_table(table)}\n\n{_seconds_table(table)}")
+    return "\n\n".join(told)
 
 
 def seconds_to(run: Run, threshold: float) -> float:
@@ -171,6 +176,8 @@ DRAWN: dict[str, Callable[[Path, Path], str]] = {
     "text-pool": _text,
 }
 TEXT_THRESHOLD = 0.5
+TEXT_THRESHOLDS = {TEXT + "reasoning_gym:basic_arithmetic": 0.2}
+"""Of tasks that few runs learn to one half."""
 CALIBRATED = ("pearson", "ceiling", "spearman", "brier", "auc")
 WHY = f"why{ENDING}"  # no runs
 

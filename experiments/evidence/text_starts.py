@@ -43,7 +43,7 @@ def recipes() -> dict[Path, dict[str, Any]]:
     """Settings of `llm.sft.TextSFTConfig` by the folder of the model, those that others start from first."""
     made: dict[Path, dict[str, Any]] = {}
     # Demonstrations are right until the last steps; then so many characters slip that a model of the skill often fails.
-    for name, steps, slips in (("spell_backward", 900, 0.25), ("basic_arithmetic", 900, 0.3)):
+    for name, steps, last, slips in (("spell_backward", 900, 150, 0.25), ("basic_arithmetic", 700, 120, 0.4)):
         about = task(f"{TEXT}reasoning_gym:{name}")
         made[start_of(name)] = {
             **PASS,
@@ -53,7 +53,7 @@ def recipes() -> dict[Path, dict[str, Any]]:
             "gradient_steps": steps,
             "learning_rate": 1e-3,
             "warmup": 50,
-            "last_steps": 150,
+            "last_steps": last,
             "last_options": {"p_slip": slips},
             "check_every": 150,
             "check_prompts": 512,
@@ -64,7 +64,7 @@ def recipes() -> dict[Path, dict[str, Any]]:
         "model": "arithmetic",
         "task_options": {"terms": [2, max(TERMS.values())], "operands": OPERANDS},
         "max_completion_length": max(TERMS),
-        "gradient_steps": 600,
+        "gradient_steps": 1000,
     }
     for horizon, terms in TERMS.items():
         for success in SUCCESSES:
