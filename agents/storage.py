@@ -47,7 +47,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     Not by safetensors' `save`, which first copies all of them twice, nor by its `save_file`: what that writes nobody
     else may read, it refuses views of one tensor, and a full disk is no OSError to it.
     """
-    ordered = sorted(tensors.items(), key=lambda named: -named[1].element_size())  # so that all are aligned
+    # The widest first, so that all are aligned; by name, so that the same tensors are the same file.
+    ordered = sorted(tensors.items(), key=lambda named: (-named[1].element_size(), named[0]))
     header: dict[str, Any] = {}
     end = 0
     for name, x in ordered:

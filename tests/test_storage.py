@@ -116,6 +116,8 @@ def test_views_and_every_type_are_written_as_they_are(tmp_path: Path) -> None:
     assert read.keys() == written.keys()
     for name, tensor in read.items():
         assert tensor.dtype == written[name].dtype and torch.equal(tensor, written[name]), name
+    write_tensors(tmp_path / "again", dict(reversed(written.items())))
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes(), "the order is the file's own"
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
