@@ -14,8 +14,6 @@ pytest.importorskip("peft", reason="needs the extra sppo[lora]")
 from launched import CLI, PATIENCE, TRAIN, assert_same_shared_run, done, ends, rank, reach, started, torchrun
 from small_runs import newest_checkpoint, records, sppo
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -26,7 +24,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("victim", "message"), [("rank", "Signal 9 (SIGKILL) received"), ("launcher", "the launcher is gone, stopping")]
+    ("victim", "message"),
+    [
+        ("rank", "Signal 9 (SIGKILL) received"),
+        pytest.param("launcher", "the launcher is gone, stopping", marks=pytest.mark.slow),
+    ],
 )
 def test_a_kill_ends_the_run_which_goes_on_alike(victim: str, message: str, shared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -38,6 +40,7 @@ def test_a_kill_ends_the_run_which_goes_on_alike(victim: str, message: str, shar
     assert_same_shared_run(folder, shared)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_ranks_after_the_same_update(shared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with started(*torchrun(2, *CLI), *TRAIN, "--out", folder) as launcher:
@@ -52,6 +55,7 @@ def test_ctrl_c_ends_all_ranks_after_the_same_update(shared: Path, tmp_path: Pat
     assert_same_shared_run(folder, shared)
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_is_refused_in_one_line(shared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(shared, folder)
