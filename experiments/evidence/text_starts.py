@@ -65,6 +65,7 @@ def recipes() -> dict[Path, dict[str, Any]]:
         "task_options": {"terms": [2, max(TERMS.values())], "operands": OPERANDS},
         "max_completion_length": max(TERMS),
         "gradient_steps": 1000,
+        "check_prompts": 256,
     }
     for horizon, terms in TERMS.items():
         for success in SUCCESSES:
@@ -74,8 +75,8 @@ def recipes() -> dict[Path, dict[str, Any]]:
                 "model": str(SKILLED),
                 "task_options": {"terms": [terms, terms], "operands": OPERANDS},
                 "max_completion_length": horizon,
-                "gradient_steps": 100,
-                "last_steps": 100,
+                "gradient_steps": 200,
+                "last_steps": 200,
                 "last_options": {"p_wrong": {"+": missed, "-": missed}, "slips": UPWARDS},
                 "check_prompts": 512,
             }
