@@ -21,6 +21,9 @@ TRAIN = (
 ).split()
 """Nine updates, each with a checkpoint. The name of an engine is to follow."""
 
+Victim = Callable[[subprocess.Popen[str]], int]
+"""The process to kill, of those that a launcher has started."""
+
 ALONE, SHARED = CLI, torchrun(2, *CLI)
 
 
@@ -57,12 +60,10 @@ def checkpoint(folder: Path, update: int) -> Path:
     return folder / "checkpoints" / f"{update:08d}"
 
 
-def killed(
-    folder: Path, launch: tuple[object, ...], engine: str, victim: Callable[[subprocess.Popen[str]], int]
-) -> str:
-    """Start a run, and kill a part of it after two updates; what is said then."""
-    with started(*launch, *TRAIN, engine, "--out", folder) as launcher:
-        reach(launcher, checkpoint(folder, 2))
+def killed(folder: Path, launch: tuple[object, ...], engine: str, victim: Victim, after: int = 2) -> str:
+    """Start a run or go on with it, and kill a part of it after so many updates; what is said then."""
+    with started(*launch, *TRAIN, engine, "--out", folder, "--resume") as launcher:
+        reach(launcher, checkpoint(folder, after))
         said = ends(launcher, victim(launcher))
     assert not (folder / "result.json").exists()
     return said
@@ -74,9 +75,11 @@ def test_ranks_go_on_bit_for_bit(shared: Path, tmp_path: Path) -> None:
     assert_same_shared_run(tmp_path, shared)
 
 
-def test_ranks_with_servers_go_on_bit_for_bit(shared: Path, tmp_path: Path) -> None:
-    """As if vLLM were in the process."""
+def test_ranks_with_servers_go_on_bit_for_bit_whoever_is_killed(shared: Path, tmp_path: Path) -> None:
+    """As if vLLM were in the process: nothing is counted twice."""
     assert "was ended by SIGKILL" in killed(tmp_path, SHARED, "vllm-server", server)
+    assert "Signal 9 (SIGKILL) received" in killed(tmp_path, SHARED, "vllm-server", rank, after=4)
+    assert "the launcher is gone, stopping" in killed(tmp_path, SHARED, "vllm-server", lambda run: run.pid, after=6)
     done(*SHARED, *TRAIN, "vllm-server", "--out", tmp_path, "--resume")
     assert_same_shared_run(tmp_path, shared)
 
