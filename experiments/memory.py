@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from sppo.experiments.shapes import Shape
+from sppo.experiments.text_config import check_over
 from sppo.llm.limits import LOGITS, SHORT, TOKENS
 
 Sees = Literal["steps", "start"] | None
@@ -81,6 +82,9 @@ class Setting:
     kv_cache_gib: float | None = None
     engine_gib: float | None = None
     on_gpu: bool = False
+
+    def __post_init__(self) -> None:
+        check_over(self)
 
     @property
     def narrow(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sppo.experiments.config import RunConfig
 from sppo.experiments.settings import make
@@ -95,10 +95,15 @@ class TextConfig:
         for name, value in (plain | {"shard_dtype": "float32"}).items():
             if self.ranks is None and getattr(self, name) != value:
                 raise ValueError(f"{name} is of runs that ranks share: start this one with torchrun")
-        for name in ("shard_over", "critic_shard_over"):
-            over = getattr(self, name)
-            if over is not None and (over < 1 or self.ranks % over):
-                raise ValueError(f"{name} must divide the number of ranks, {self.ranks}, got {over}")
+        check_over(self)
+
+
+def check_over(config: Any) -> None:
+    """Of what has ranks: raise ValueError for networks cut over a number that does not divide them."""
+    for name in ("shard_over", "critic_shard_over"):
+        over = getattr(config, name)
+        if over is not None and (over < 1 or config.ranks % over):
+            raise ValueError(f"{name} must divide the number of ranks, {config.ranks}, got {over}")
 
 
 def text_config(config: RunConfig) -> TextConfig:

@@ -121,6 +121,11 @@ def test_options_save_what_they_promise() -> None:
     assert plans[0].phases["policy"]["activations"] == plans[1].phases["policy"]["activations"]
 
 
+def test_networks_are_cut_over_a_divisor_of_the_ranks() -> None:
+    with pytest.raises(ValueError, match="critic_shard_over must divide the number of ranks, 4, got 3"):
+        Setting(ranks=4, critic_shard_over=3)
+
+
 def test_offload_is_of_gpus() -> None:
     here, there = (plan(TINY, Setting(ranks=2, offload=True, on_gpu=gpu), "start") for gpu in (False, True))
     assert here == plan(TINY, Setting(ranks=2), "start") and here.held["optimizer"] == 4 * TINY.weights
