@@ -128,14 +128,14 @@ def _calibrations(results: Path, images: Path) -> str:
     save_figure(draw_calibrations(runs), images / "calibration")
     n, samples = next(iter(runs.values()))[0].calibration["outcomes"].shape
     lines = [f"V(s0) against the success rate at {n} held-out starts, {samples} episodes each: mean over seeds (range)"]
-    lines += ["  " + " " * 34 + "".join(f"{name:22}" for name in CALIBRATED) + "seeds"]
+    lines += ["  " + " " * 34 + "".join(f"{name:24}" for name in CALIBRATED) + "seeds"]
     for (task, label), mine in sorted(runs.items()):
         figures = [metrics(run.calibration["values"], run.calibration["outcomes"]) for run in mine]
         told = []
         for name in CALIBRATED:
             each = [figure[name] for figure in figures]
             told.append(f"{rate(float(np.mean(each)))} ({rate(min(each))} to {rate(max(each))})")
-        lines.append(f"  {task:22}{label:12}" + "".join(f"{cell:22}" for cell in told) + f"{len(mine)}")
+        lines.append(f"  {task:22}{label:12}" + "".join(f"{cell:24}" for cell in told) + f"{len(mine)}")
     return "\n".join(lines)
 
 
