@@ -32,6 +32,7 @@ class FirstPrediction(Callback):
             return
         value = self.value
         if value is None:
+            agent.freeze_reference()  # rewards may be charged for moving away from it
             n = agent.config.episodes_per_update
             outcomes = agent.as_seen(agent.sampler.rollout(agent.sampler.starts(n))).outcomes
             value = min(max(float(outcomes.mean()), 0.5 / n), 1 - 0.5 / n)

@@ -160,6 +160,21 @@ def test_a_critic_begins_at_the_success_rate_and_its_price_is_counted(tmp_path: 
     assert ppo.critic.values(traj)[0, 0] == pytest.approx(0.3), "squared error: no logit"
 
 
+@pytest.mark.parametrize(("kind", "settings"), [("ppo", {}), ("sppo", {"value_loss": "squared_error"})])
+def test_where_rewards_are_charged_a_critic_begins_at_the_success_rate_too(kind: str, settings: dict[str, Any]) -> None:
+    """The policy has not moved away from its reference yet, so nothing is charged; of 8 episodes, 1/16 to 15/16."""
+    settings = {**SMALL.settings, "kl_coef": 0.1, "kl_in": "reward", **settings}
+    agent = make_agents([resolve(replace(SMALL, agent=kind, settings=settings))])[0]
+    seen: list[float] = []
+    agent.sampler.on_scored = lambda responses: seen.extend(response.reward for response in responses)
+    FirstPrediction(None).on_training_start(agent)
+    agent.sampler.on_scored = None
+    traj = agent.sampler.rollout(np.arange(6))
+    values = agent.critic.values(traj)[:, 0] if kind == "ppo" else agent.critic.value(traj)
+    assert len(seen) == 8 and values.std() == 0
+    assert values[0] == pytest.approx(min(max(np.mean(seen), 1 / 16), 15 / 16), abs=1e-5)
+
+
 def test_what_does_not_fit_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(message: str, kind: type[Exception] = ValueError, **changes: Any) -> None:
         config = replace(SMALL, **changes)
