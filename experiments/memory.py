@@ -37,6 +37,7 @@ class Setting:
 
     Args:
         ranks: that share the run; with more than one, networks are sharded.
+        sharded: so they are on one rank, as torchrun starts it.
         shard_over: ranks that the policy is cut over; by default all.
         critic_shard_over: ranks that the critic is cut over.
         rows: each rank's, in one forward and backward pass.
@@ -47,7 +48,7 @@ class Setting:
         response: tokens of a response.
         dtype: of the arithmetic.
         checkpointing: only the inputs of layers are kept for the backward pass.
-        offload: beside a GPU, weights, gradients and moments rest in the memory of the CPU.
+        offload: beside a GPU, weights, gradients and moments rest in the memory of the CPU; of sharded networks alone.
         lora: rank of the policy's adapters; None where the whole policy learns.
         critic: what of the critic learns.
         critic_lora: rank of its adapters.
@@ -62,6 +63,7 @@ class Setting:
     """
 
     ranks: int = 1
+    sharded: bool = False
     shard_over: int | None = None
     critic_shard_over: int | None = None
     rows: int = 1
@@ -95,6 +97,10 @@ class Setting:
         """How many ranks a part is cut over."""
         own = self.critic_shard_over if part == "critic" else self.shard_over
         return own or self.ranks
+
+    @property
+    def shards(self) -> bool:
+        return self.sharded or self.offload or self.ranks > 1
 
     @property
     def offloads(self) -> bool:
@@ -139,21 +145,21 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
     held = {"weights": policy.weights + (0 if s.lora is None else learn), "optimizer": 2 * learn}
     gradients = {"policy": learn}
     if s.reference:
-        held["weights"] += learn if s.ranks == 1 else policy.weights
+        held["weights"] += policy.weights if s.shards else learn
     if critic_sees is not None:
         own = {"full": body.body, "lora": body.adapters(s.critic_lora) + body.hidden + 1, "head": body.hidden + 1}
-        lent = s.lora is not None and not s.other_body and s.ranks == 1
+        lent = s.lora is not None and not s.other_body and not s.shards
         frozen = 0 if s.critic == "full" or lent else body.body
         held["critic"] = 3 * own[s.critic] + frozen
         gradients["critic"] = own[s.critic]
-    if s.ranks == 1:  # ranks hold none between updates
+    if not s.shards:  # ranks hold none between updates
         held["gradients"] = gradients.pop("policy")
         if "critic" in gradients:
             held["critic"] += gradients.pop("critic")
     resting = {name: -(-n * WIDE // s.over(name)) for name, n in held.items()}
     if s.offloads:
         resting = dict.fromkeys(resting, 0)
-    if s.engine == "hf" and s.ranks > 1:
+    if s.engine == "hf" and s.shards:
         resting["engine"] = policy.weights * WIDE
 
     generation = _generation(policy, s)
@@ -192,7 +198,7 @@ def _kept(shape: Shape, s: Setting) -> float:
     """
     d, q, k, f, n = shape.hidden, shape.queries, shape.keys, shape.intermediate, s.narrow
     # In bfloat16 a sharded layer reads narrow inputs; else they are wide, with a narrow copy for each of 5 products.
-    norms = 6 * d * 4 if n == 4 else (2 * 8 * d if s.ranks > 1 else 2 * 8 * d + 5 * d * 2)
+    norms = 6 * d * 4 if n == 4 else (2 * 8 * d if s.shards else 2 * 8 * d + 5 * d * 2)
     return norms + n * (2 * q + 2 * k + 4 * f) + 4 * shape.heads
 
 
@@ -211,11 +217,11 @@ def _update(shape: Shape, s: Setting, tokens: int, learns: bool, outside: int) -
     if not learns:  # nothing is kept of a frozen body
         kept = 0.0
     elif s.checkpointing:
-        kept = shape.layers * shape.hidden * (s.narrow if s.ranks > 1 else 4) + layer
+        kept = shape.layers * shape.hidden * (s.narrow if s.shards else 4) + layer
     else:
         kept = shape.layers * layer
     parts = {"activations": int(tokens * (kept + _passing(shape, s) + ends))}
-    if s.ranks > 1 or s.offloads:
+    if s.shards:
         # Two layers are gathered ahead, with the buffer that they arrive in; gradients are whole until they are summed.
         whole = outside + 2 * shape.layer + max(outside, shape.layer)
         parts["gathered"] = s.narrow * whole + (s.narrow + WIDE) * max(outside, shape.layer)
@@ -230,8 +236,8 @@ def _saving(shape: Shape, s: Setting) -> dict[str, int]:
     whole = WIDE * (shape.weights + (0 if s.lora is None else shape.adapters(s.lora)))
     merges = s.lora is not None
     if s.on_gpu:
-        return {"copy": whole if merges and s.ranks == 1 else 0}
-    return {"copy": 2 * whole if merges and s.ranks > 1 else whole}
+        return {"copy": whole if merges and not s.shards else 0}
+    return {"copy": 2 * whole if merges and s.shards else whole}
 
 
 def _generation(shape: Shape, s: Setting) -> dict[str, int]:

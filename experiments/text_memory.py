@@ -49,6 +49,7 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
     gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
     setting = Setting(
         ranks=size,
+        sharded=text.ranks is not None,
         shard_over=text.shard_over,
         critic_shard_over=text.critic_shard_over,
         rows=-(-rows // size),

@@ -132,6 +132,27 @@ def test_offload_is_of_gpus() -> None:
     assert there.held["optimizer"] == there.held["weights"] == 0
 
 
+def test_one_rank_holds_what_ranks_hold() -> None:
+    """As torchrun starts it: a whole copy generates, the critic has frozen weights of its own, layers are gathered."""
+    n, body, one = TINY.weights, TINY.body, Setting(sharded=True)
+    made = plan(TINY, one, "start")
+    assert made.held == {"weights": 4 * n, "optimizer": 8 * n, "critic": 12 * body, "engine": 4 * n}
+    assert made.phases["policy"]["gradients"] == 4 * n and made.phases["critic"]["gradients"] == 4 * body
+    # the outside of 44, two layers of 152 and the buffer of one, at 4 bytes; a layer's gradients and copy, at 8
+    assert made.phases["policy"]["gathered"] == 4 * (44 + 3 * 152) + 8 * 152
+    assert plan(TINY, replace(one, lora=3, critic="head"), "start").held == {
+        "weights": 4 * (n + 384),
+        "optimizer": 8 * 384,
+        "critic": 12 * 5 + 4 * body,
+        "engine": 4 * n,
+    }
+    assert plan(TINY, replace(one, reference=True), None).held["weights"] == 8 * n
+    for more, engine in ({}, {"engine": 4 * n}), ({"engine": "vllm"}, {}):
+        resting = plan(TINY, Setting(offload=True, on_gpu=True, **more), "start")
+        assert resting.held == {"weights": 0, "optimizer": 0, "critic": 0, **engine}
+        assert resting.phases["policy"]["gradients"] == resting.phases["critic"]["gradients"] == 0
+
+
 def test_vllm_holds_a_copy_and_what_it_is_given() -> None:
     """TINY is tied, vLLM's copy is not; on a CPU both stay there during updates, on a GPU it sleeps then."""
     copy, there = 4 * (TINY.weights + 40), Setting(engine="vllm", generated=3, prompt=5, response=6, on_gpu=True)

@@ -150,6 +150,16 @@ def test_the_plan_knows_over_how_many_ranks_each_network_is_cut(monkeypatch: pyt
         assert now | {"gradients": 0} == before | {"gradients": 0}
 
 
+def test_the_plan_of_one_rank_is_of_a_sharded_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = text_memory.memory_plan(small())
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    shared = text_memory.memory_plan(small())
+    assert "gradients" in alone.held and "gradients" not in shared.held
+    assert shared.held["engine"] == shared.held["weights"] == alone.held["weights"]
+    assert shared.phases["policy"]["gathered"] > 0
+
+
 def test_a_dry_run_plans_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small()
     plan = text_memory.memory_plan(config)
