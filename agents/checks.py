@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sppo.agents.config import AgentConfig
+
 if TYPE_CHECKING:
     from sppo.agents.agent import Agent
 
@@ -15,6 +17,16 @@ def check_critic(agent: Agent) -> None:
         raise ValueError(f"shared_network needs a critic, and {name} has none")
     if agent.config.shared_network and not hasattr(agent.sampler, "shared_critic"):
         raise ValueError(f"shared_network is of control: critics of {type(agent.sampler).__name__} are models apart")
+    if agent.config.shared_network and agent.config.critic_n_epochs is not None:
+        raise ValueError(
+            f"critic_n_epochs needs a critic that learns by itself, and {name} has the policy's layers "
+            "(shared_network): critic_n_epochs must be None"
+        )
+    if not agent.config.shared_network and agent.config.vf_coef != AgentConfig.vf_coef:
+        raise ValueError(
+            f"vf_coef weighs the critic's loss in a shared_network, and {name} has none: vf_coef must be "
+            f"{AgentConfig.vf_coef:g}, got {agent.config.vf_coef:g}"
+        )
 
 
 def check_settings(agent: Agent) -> None:

@@ -18,21 +18,24 @@ Parts = Sequence[Experience | None]
 """Of each of several networks side by side."""
 
 
+def per_pass(data: Experience, loss: Loss, n_minibatches: int, batch_size: int | None) -> int:
+    """Minibatches in one pass over the data, none of them empty unless all is."""
+    rows = int(data.traj.valid.count_nonzero()) if loss.memoryless else len(data)
+    n = n_minibatches if batch_size is None else -(-rows // batch_size)
+    return max(1, min(n, rows // loss.block))
+
+
 def minibatches(
-    data: Experience,
-    loss: Loss,
-    n_epochs: int,
-    n_minibatches: int,
-    batch_size: int | None,
-    generator: np.random.Generator,
+    data: Experience, loss: Loss, n_epochs: int, n: int, generator: np.random.Generator
 ) -> Iterator[Experience]:
-    """Each pass's minibatches, in a new order each pass; rows of one block stay together."""
+    """Each pass's `n` minibatches, in a new order each pass; rows of one block stay together.
+
+    Some are empty where there are fewer blocks.
+    """
     if loss.memoryless:
         data = data.steps()
     n_blocks = len(data) // loss.block
-    if batch_size is not None:
-        n_minibatches = -(-n_blocks * loss.block // batch_size)
-    bounds = np.linspace(0, n_blocks, min(n_minibatches, n_blocks) + 1).round().astype(int) * loss.block
+    bounds = np.linspace(0, n_blocks, n + 1).round().astype(int) * loss.block
     for _ in range(n_epochs):
         blocks = torch.from_numpy(generator.permutation(n_blocks))
         order = (blocks[:, None] * loss.block + torch.arange(loss.block)).flatten()

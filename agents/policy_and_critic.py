@@ -34,7 +34,7 @@ def update_all(
     beside = None
     if c.shared_network:
         data = [agent.critic_experience(e) for agent, e in zip(agents, experiences, strict=True)]
-        beside = Beside(ValueLoss(first.critic.of(policy)), data, c.vf_coef, first.critic_batch_size())
+        beside = Beside(ValueLoss(first.critic.of(policy)), data, c.vf_coef)
     results: list[dict[str, float]] = [{"train/n_updates": 0.0} for _ in agents]
     if first.n_updates >= c.critic_warmup:
         results = minimise_all(

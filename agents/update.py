@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sppo.agents.batch import Experience
 from sppo.agents.losses import KLEstimator, approximate_kl, clipped_surrogate, kl_estimate
-from sppo.agents.minibatches import Parts, microbatches, minibatches, some_silent
+from sppo.agents.minibatches import Parts, microbatches, minibatches, per_pass, some_silent
 from sppo.agents.protocols import Critic, Learner, Policy
 
 Stats = dict[str, Tensor]
@@ -119,12 +119,12 @@ class ValueLoss:
 
 @dataclass(frozen=True)
 class Beside:
-    """A second loss of the same networks, on data of its own: `coef` times it is added, minibatch by minibatch."""
+    """A second loss of the same networks, on data of its own, of which each pass is cut into as many minibatches as
+    that of the first loss: `coef` times it is added, minibatch by minibatch."""
 
     loss: Loss
     data: Sequence[Experience]
     coef: float
-    batch_size: int | None = None
 
 
 def minimise(
@@ -201,14 +201,14 @@ def minimise_all(
     Rows of one network never weigh in another's loss, so each learns what it would learn alone.
     """
 
-    def orders(loss: Loss, data: Sequence[Experience], batch_size: int | None) -> list[Iterator[Experience]]:
-        return [
-            minibatches(d, loss, n_epochs, n_minibatches, batch_size, generator)
-            for d, generator in zip(data, generators, strict=True)
-        ]
+    counts = [per_pass(d, loss, n_minibatches, batch_size) for d in data]
 
-    orders_of = orders(loss, data, batch_size)
-    orders_beside = [] if beside is None else orders(beside.loss, beside.data, beside.batch_size)
+    def orders(loss: Loss, data: Sequence[Experience]) -> list[Iterator[Experience]]:
+        each = zip(data, counts, generators, strict=True)
+        return [minibatches(d, loss, n_epochs, n, generator) for d, n, generator in each]
+
+    orders_of = orders(loss, data)
+    orders_beside = [] if beside is None else orders(beside.loss, beside.data)
     averages = [Averages() for _ in data]
     skip_silent = skip_silent and any(some_silent(d) for d in data)
 
@@ -245,9 +245,10 @@ def minimise_all(
         if beside is not None:
             drawn = zip(parts, orders_beside, strict=True)
             others = [None if part is None else next(order, None) for part, order in drawn]
-            for name, column in backward(beside.loss, others, others, beside.coef)[2].items():
-                for mean, other, value in zip(means, others, column, strict=True):
-                    mean |= {} if other is None else {name: value}
+            besides, _, columns = backward(beside.loss, others, others, beside.coef)
+            for i, more in enumerate((besides > 0).tolist()):
+                weighs[i] |= more
+                means[i] |= {name: column[i] for name, column in columns.items()} if more else {}
         for i, average in enumerate(averages):
             average.early_stop |= parts[i] is not None and seen[i] and stop is not None and stop(means[i])
         learns = [

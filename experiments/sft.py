@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from sppo.agents.batch import Choices, Experience
 from sppo.agents.control import ControlSampler
 from sppo.agents.learners import LocalLearner
-from sppo.agents.minibatches import minibatches
+from sppo.agents.minibatches import minibatches, per_pass
 from sppo.agents.networks import ControlPolicy, GaussianPolicy
 from sppo.agents.storage import save_policy
 from sppo.agents.update import LogLikelihoodLoss
@@ -135,9 +135,8 @@ def clone(
             kept = _state(learner)
             if steps >= config.max_gradient_steps:
                 raise ValueError(f"{config.env_id}: success is {rate:.3f} after {steps} gradient steps of cloning")
-        for batch, _ in zip(
-            minibatches(data, loss, 10_000, 1, config.batch_size, generator), range(config.check_every), strict=False
-        ):
+        count = per_pass(data, loss, 1, config.batch_size)
+        for batch, _ in zip(minibatches(data, loss, 10_000, count, generator), range(config.check_every), strict=False):
             learner.zero_grad()
             per_step, _stats = loss(batch)
             learner.backward((per_step * batch.weight).sum() / batch.share.sum())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from made_up import N_INPUTS, OverRows, gradient, made_up, surrogate
 
 from sppo.agents.batch import Experience
-from sppo.agents.minibatches import minibatches
+from sppo.agents.minibatches import minibatches, per_pass
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,9 @@ def seen(part: Experience) -> list[tuple[int, int]]:
 def test_every_pass_sees_every_step_once(
     lengths: list[int], n_minibatches: int, batch_size: int | None, memoryless: bool
 ) -> None:
-    data = numbered(lengths)
-    parts = list(
-        minibatches(data, Watched(memoryless), 2, n_minibatches, batch_size, np.random.default_rng(len(lengths)))
-    )
+    data, loss = numbered(lengths), Watched(memoryless)
+    count = per_pass(data, loss, n_minibatches, batch_size)
+    parts = list(minibatches(data, loss, 2, count, np.random.default_rng(len(lengths))))
     every = Counter((row, step) for row, length in enumerate(lengths) for step in range(length))
     assert len(parts) % 2 == 0
     half = len(parts) // 2
@@ -71,7 +70,7 @@ def test_every_pass_sees_every_step_once(
 def test_passes_differ_and_repeat_with_the_generator() -> None:
     data = numbered([5] * 6)
     a, b, c = (
-        [seen(part) for part in minibatches(data, Watched(True), 2, 2, None, np.random.default_rng(seed))]
+        [seen(part) for part in minibatches(data, Watched(True), 2, 2, np.random.default_rng(seed))]
         for seed in (0, 0, 1)
     )
     assert a == b and a != c and a[:2] != a[2:]
@@ -80,9 +79,9 @@ def test_passes_differ_and_repeat_with_the_generator() -> None:
 @given(n_pairs=st.integers(1, 9), n_minibatches=st.integers(1, 5), batch_size=st.sampled_from([None, 2, 4, 7]))
 @settings(max_examples=40, deadline=None)
 def test_pairs_stay_together(n_pairs: int, n_minibatches: int, batch_size: int | None) -> None:
-    data = numbered([1] * (2 * n_pairs))
+    data, loss = numbered([1] * (2 * n_pairs)), Watched(False, block=2)
     rows = []
-    for part in minibatches(data, Watched(False, block=2), 1, n_minibatches, batch_size, np.random.default_rng(0)):
+    for part in minibatches(data, loss, 1, per_pass(data, loss, n_minibatches, batch_size), np.random.default_rng(0)):
         here = [row for row, _ in seen(part)]
         assert here[::2] == [row - 1 for row in here[1::2]] and all(row % 2 == 0 for row in here[::2])
         rows += here

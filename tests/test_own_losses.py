@@ -142,7 +142,7 @@ def test_pairs_are_never_split(mask_threshold: float | None) -> None:
     rows = torch.arange(64.0)[:, None, None].expand(64, 9, 2)  # inputs say which row this is
     data = agent.policy_experience(replace(experience, traj=replace(traj, inputs=rows)))
     found = 0
-    for part in minibatches(data, agent.policy_loss(agent.policy), 1, 5, None, np.random.default_rng(0)):
+    for part in minibatches(data, agent.policy_loss(agent.policy), 1, 5, np.random.default_rng(0)):
         row = part.traj.inputs[:, 0, 0].long()
         success, failure = row[0::2], row[1::2]
         assert traj.success[success].all() and not traj.success[failure].any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from small_agents import SMALL, chain
 
 from sppo.agents import GRPO, PPO, PPOBCE, SPPO, ControlSampler, Tracker
+from sppo.agents.batch import Experience
 from sppo.agents.stack import can_stack, learn
 from sppo.agents.storage import load_policy, save_policy
+from sppo.agents.update import ValueLoss
 
 ONE_STEP = {"n_epochs": 1, "n_minibatches": 1}
 KINDS = [PPO, PPOBCE, SPPO]
@@ -66,6 +69,48 @@ def test_the_joint_gradient_is_the_sum_of_both() -> None:
     assert float(joint.norm()) > 1e-3
 
 
+@pytest.mark.parametrize("kind", [PPO, SPPO])
+@pytest.mark.parametrize("cut", [{"batch_size": 16}, {"n_minibatches": 12}])
+def test_both_see_all_their_rows_once_in_each_pass(
+    kind: Any, cut: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SPPO has 8 starts for 12 minibatches."""
+    agent = shared(kind, n_epochs=3, **cut)
+    experience = agent.credit(agent.sampler.rollout(agent.sampler.starts(8)))
+    targets = torch.linspace(0, 1, experience.value_targets.numel()).view_as(experience.value_targets)
+    experience = replace(experience, value_targets=targets)  # which say the row
+    taken, step, loss = [Counter[float]()], agent.learner.step, ValueLoss.__call__
+
+    def noted(self: ValueLoss, batch: Experience) -> Any:
+        assert batch.value_targets is not None
+        taken[-1].update(batch.value_targets[batch.share > 0].tolist())
+        return loss(self, batch)
+
+    monkeypatch.setattr(ValueLoss, "__call__", noted)
+    monkeypatch.setattr(agent.learner, "step", lambda *learns: (taken.append(Counter()), step(*learns))[1])
+    assert agent.update(experience)["train/n_updates"] == len(taken) - 1
+    valid = experience.traj.valid
+    n = -(-int(valid.sum()) // 16) if "batch_size" in cut else 12
+    assert len(taken) - 1 == 3 * n
+    every = Counter(targets[valid].tolist() if kind is PPO else targets.flatten().tolist())
+    for one_pass in range(3):
+        assert sum(taken[one_pass * n : (one_pass + 1) * n], Counter()) == every
+
+
+@pytest.mark.parametrize("kind", [PPO, SPPO])
+@pytest.mark.parametrize("rows", [0, 1])
+def test_values_are_learned_where_no_choice_carries_loss(kind: Any, rows: int) -> None:
+    """With one step of one episode left of all, or none: one of its four minibatches at most moves the choice."""
+    agent = shared(kind, n_epochs=3)
+    experience = agent.credit(agent.sampler.rollout(agent.sampler.starts(8)))
+    kept = torch.zeros_like(experience.weight)
+    kept[:rows, 0] = 1
+    before = agent.policy.value_weight.detach().clone()
+    metrics = agent.update(replace(experience, weight=kept, share=kept))
+    assert metrics["train/n_updates"] == 3 * (4 if rows else 1) and metrics["train/value_loss"] > 0
+    assert not torch.equal(agent.policy.value_weight, before)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_values_and_goes_on_bit_for_bit(kind: Any, tmp_path: Path) -> None:
     agent = shared(kind, learning_rate=3e-3)
@@ -106,6 +151,11 @@ def test_who_cannot_share() -> None:
             shared(kind)
     with pytest.raises(ValueError, match="critic_warmup needs a critic that learns by itself, and PPO has the policy"):
         shared(PPO, critic_warmup=1)
+    with pytest.raises(ValueError, match="critic_n_epochs needs a critic that learns by itself, and SPPO has the pol"):
+        shared(SPPO, critic_n_epochs=2)
+    for kind in (PPO, GRPO):
+        with pytest.raises(ValueError, match=rf"in a shared_network, and {kind.__name__} has none: .* 0\.5, got 1"):
+            kind(chain(), vf_coef=1.0, **SMALL)
     pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
     from fake_text import toy_sampler
 
