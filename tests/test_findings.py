@@ -101,6 +101,18 @@ def test_seconds_to_a_threshold_are_those_of_the_first_evaluation_above_it() -> 
     assert math.isinf(seconds_to(level("1/1/ppo/seed0", 0.4, 0.1), 0.5))
 
 
+def test_what_never_reaches_a_threshold_has_no_ratio(tmp_path: Path) -> None:
+    """SPPO is at one half after five seconds, PPO never, the tracker before it has learned."""
+    runs = [level("Chain/sppo/seed0", 0.7, 0.1), level("Chain/ppo/seed0", 0.4, 0.1), level("Chain/tracker/seed0", 0.7)]
+    pack(runs, tmp_path / "text.json.gz")
+    told = redraw(tmp_path, tmp_path / "images").split("Processor seconds")[1].splitlines()
+    assert [line.split()[2:] for line in told[1:4]] == [
+        ["never", "-"],
+        ["5", "s", "x", "1.00"],
+        ["0", "s", "x", "0.00"],
+    ]
+
+
 def test_dials_are_drawn_per_task_and_value() -> None:
     """A task that lacks a dial has an empty place there."""
     runs = [
@@ -149,10 +161,11 @@ def test_calibrated_runs_are_told_over_their_seeds(tmp_path: Path) -> None:
     ]
     pack([*runs, level("Chain/tracker/seed0", 0.5)], tmp_path / "figure.json.gz")
     told = redraw(tmp_path, tmp_path / "images")
-    assert "at 3 held-out starts, 2 episodes each" in told
     (line,) = [line for line in told.splitlines() if "(-1.000 to 1.000)" in line]
     # brier: (0 + 2 / 4 + 0) / 6 = 1 / 12, and (2 + 2 / 4 + 2) / 6 = 3 / 4
-    assert line.split()[:2] == ["SparseChain-v0", "sppo"] and "0.417 (0.083 to 0.750)" in line and line.endswith("2")
+    assert (
+        line.split()[:2] == ["figure/Chain", "sppo"] and "0.417 (0.083 to 0.750)" in line and line.endswith("2 x 3 x 2")
+    )
     assert (tmp_path / "images" / "calibration.png").exists()
 
 

@@ -12,11 +12,10 @@ from sppo.experiments.calibration import metrics
 from sppo.experiments.compact import ENDING
 from sppo.experiments.evidence.findings_figures import draw_calibrations, draw_dials, draw_map, draw_tasks
 from sppo.experiments.evidence.gains import Cell, by_setting, cells, gain, pooled_gain
-from sppo.experiments.evidence.studies import AGENTS, RATES, STUDIES, best_rates
+from sppo.experiments.evidence.studies import AGENTS, RATES, SEEDS, STUDIES, best_rates
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
-from sppo.experiments.stats import Interval
 from sppo.experiments.summary import ALL_TASKS, Table, bounds, format_table, rate, signed, summarize
 from sppo.experiments.tasks import TEXT, short_name
 
@@ -81,8 +80,14 @@ def _seconds_table(table: Table) -> str:
             agent: float(np.median([seconds_to(run, table.threshold) for run in table.runs_of(env_id, agent)]))
             for agent in table.agents
         }
-        own = medians.get("sppo", np.nan)
-        lines += [f"  {short_name(env_id)}  {agent:10}{m:8.0f} s  x {m / own:.2f}" for agent, m in medians.items()]
+        own = medians.get("sppo", 0.0)
+        for agent, m in medians.items():
+            ratio = f"x {m / own:.2f}" if own and np.isfinite([m, own]).all() else "-"
+            lines.append(
+                f"  {short_name(env_id)}  {agent:10}"
+                + (f"{m:8.0f} s" if np.isfinite(m) else "     never")
+                + f"  {ratio}"
+            )
     return "\n".join(lines)
 
 
@@ -108,41 +113,49 @@ def _rates(runs: Path, images: Path) -> str:
     lines = [
         f"Mean area by learning rate, seeds {min(r.seed for r in loaded)} to {max(r.seed for r in loaded)}; * best"
     ]
+    lines.append(f"  {'':22}{'':10}  " + "".join(f"{rate:<8g}" for rate in RATES).rstrip())
     for env_id, agent in sorted(best, key=lambda key: (key[0], AGENTS.index(key[1]))):
         mine = [run for run in loaded if (run.env_id, run.label) == (env_id, agent)]
         areas = {rate: [area(r) for r in mine if r.config["settings"]["learning_rate"] == rate] for rate in RATES}
-        cells_ = [f"{np.mean(a):.3f}{'*' if rate == best[env_id, agent] else ' '}" for rate, a in areas.items() if a]
-        lines.append(f"  {short_name(env_id):22}{agent:10}  " + "  ".join(cells_))
+        cells_ = [
+            f"{np.mean(a):.3f}{'*' if rate == best[env_id, agent] else ' '}" if a else "-" for rate, a in areas.items()
+        ]
+        lines.append(f"  {short_name(env_id):22}{agent:10}  " + "".join(f"{cell:8}" for cell in cells_).rstrip())
     return "\n".join(lines)
 
 
 def _calibrations(results: Path, images: Path) -> str:
-    """How well V(s0) tells held-out starts apart, in the runs of all studies that were calibrated."""
+    """How well V(s0) tells held-out starts apart, in the runs that were calibrated, by study, setting and agent."""
     runs: dict[tuple[str, str], list[Run]] = {}
-    for file in sorted(results.glob(f"*{ENDING}")):
-        for run in unpack(file) if file.name != WHY else ():
+    for name in STUDIES:
+        file = results / f"{name}{ENDING}"
+        for run in unpack(file) if file.exists() else ():
             if run.calibration:
-                runs.setdefault((short_name(run.env_id), run.label), []).append(run)
+                runs.setdefault((f"{name}/{run.name.rsplit('/', 2)[0]}", run.label), []).append(run)
     if not runs:
         return ""
     save_figure(draw_calibrations(runs), images / "calibration")
-    n, samples = next(iter(runs.values()))[0].calibration["outcomes"].shape
-    lines = [f"V(s0) against the success rate at {n} held-out starts, {samples} episodes each: mean over seeds (range)"]
-    lines += ["  " + " " * 34 + "".join(f"{name:24}" for name in CALIBRATED) + "seeds"]
-    for (task, label), mine in sorted(runs.items()):
+    lines = ["V(s0) against the success rate at held-out starts: mean over seeds (range)"]
+    lines += [f"  {'':29}{'':7}" + "".join(f"{name:26}" for name in CALIBRATED) + "seeds x starts x episodes"]
+    for (setting, label), mine in sorted(runs.items()):
         figures = [metrics(run.calibration["values"], run.calibration["outcomes"]) for run in mine]
         told = []
         for name in CALIBRATED:
             each = [figure[name] for figure in figures]
             told.append(f"{rate(float(np.mean(each)))} ({rate(min(each))} to {rate(max(each))})")
-        lines.append(f"  {task:22}{label:12}" + "".join(f"{cell:24}" for cell in told) + f"{len(mine)}")
+        sizes = {run.calibration["outcomes"].shape for run in mine}
+        size = " or ".join(f"{starts} x {episodes}" for starts, episodes in sorted(sizes))
+        lines.append(f"  {setting:29}{label:7}" + "".join(f"{cell:26}" for cell in told) + f"{len(mine)} x {size}")
     return "\n".join(lines)
 
 
-def _map_table(name: str, rows: list[list[Cell]], pooled: tuple[Interval, int], agent: str, other: str) -> str:
-    overall, seeds = pooled
+def _map_table(name: str, runs: Sequence[Run], rows: list[list[Cell]], agent: str, other: str) -> str:
     lines = [f"{name}: area under the curve, {agent} - {other}, [95% t interval over paired seeds]"]
-    lines.append(f"  all settings  {signed(overall.estimate)} {bounds(overall, signed)}  n = {seeds}")
+    later = [run for run in runs if run.seed not in SEEDS]  # taken after the first had been looked at
+    for told, mine in (("all settings", runs), (f"all settings, from seed {SEEDS.stop} on", later)):
+        if mine:
+            overall, seeds = pooled_gain(mine, agent, other)
+            lines.append(f"  {told}  {signed(overall.estimate)} {bounds(overall, signed)}  n = {seeds}")
     for row in rows:
         for c in row:
             lines.append(
@@ -161,8 +174,7 @@ def _maps(results: Path, images: Path) -> list[str]:
         maps = {MAPS[name]: cells(runs, agent, other) for name, runs in both.items()}
         if maps:
             save_figure(draw_map(maps, agent, other), images / f"map-{agent}-{other}")
-            pooled = [pooled_gain(runs, agent, other) for runs in both.values()]
-            told += [_map_table(*m, p, agent, other) for m, p in zip(maps.items(), pooled, strict=True)]
+            told += [_map_table(MAPS[name], runs, maps[MAPS[name]], agent, other) for name, runs in both.items()]
     return told
 
 
@@ -178,8 +190,7 @@ DRAWN: dict[str, Callable[[Path, Path], str]] = {
 TEXT_THRESHOLD = 0.5
 TEXT_THRESHOLDS = {TEXT + "reasoning_gym:basic_arithmetic": 0.2}
 """Of tasks that few runs learn to one half."""
-CALIBRATED = ("pearson", "ceiling", "spearman", "brier", "auc")
-WHY = f"why{ENDING}"  # no runs
+CALIBRATED = ("pearson", "ceiling", "brier", "auc")
 
 
 def redraw(results: Path, images: Path) -> str:
