@@ -41,6 +41,7 @@ class Setting:
         shard_over: ranks that the policy is cut over; by default all.
         critic_shard_over: ranks that the critic is cut over.
         rows: each rank's, in one forward and backward pass.
+        critic_rows: the same of the critic; by default `rows`.
         value_rows: each rank's, in one pass outside autograd, as far as TOKENS allows.
         generated: each rank's responses that are generated side by side.
         prompt: tokens of a prompt.
@@ -67,6 +68,7 @@ class Setting:
     shard_over: int | None = None
     critic_shard_over: int | None = None
     rows: int = 1
+    critic_rows: int | None = None
     value_rows: int = 1
     generated: int = 64
     prompt: int = 512
@@ -178,7 +180,7 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
         seen = length if critic_sees == "steps" else s.prompt
         outside = body.vocab * body.hidden
         phases["values"] = {"activations": int(_read(s, seen) * _passing(body, s, seen))}
-        phases["critic"] = _update(body, s, s.rows * seen, s.critic != "head", outside)
+        phases["critic"] = _update(body, s, (s.critic_rows or s.rows) * seen, s.critic != "head", outside)
     phases["saving"] = _saving(policy, s)
     for phase, n in gradients.items():
         phases[phase]["gradients"] = 0 if s.offloads else -(-n * WIDE // s.over(phase))

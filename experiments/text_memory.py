@@ -33,7 +33,6 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
     text, settings = text_config(config), config.settings
     size = text.ranks or 1
     n = settings["episodes_per_update"]
-    rows = min(n, settings["microbatch_size"] or -(-n // settings["n_minibatches"]))
     trains: Any = training_task(config)
     evaluates: Any = evaluation_task(config)
     longest = _longest_prompt(config.start, trains, "train")
@@ -44,8 +43,9 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
     value_rows = -(-n // size)
     if text.ranks and settings["microbatch_size"]:
         value_rows = min(value_rows, -(-settings["microbatch_size"] // size))
-    if settings["microbatch_steps"] is not None:
-        rows = min(rows, max(1, settings["microbatch_steps"] // (prompt + text.max_completion_length)))
+    sees = AGENTS[config.agent].critic_sees
+    rows = _rows(settings, settings["batch_size"], prompt + text.max_completion_length)
+    critic_rows = rows if sees == "steps" else _rows(settings, None, prompt + 1)
     gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
     setting = Setting(
         ranks=size,
@@ -53,6 +53,7 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
         shard_over=text.shard_over,
         critic_shard_over=text.critic_shard_over,
         rows=-(-rows // size),
+        critic_rows=-(-critic_rows // size),
         value_rows=value_rows,
         generated=at_once,
         prompt=prompt,
@@ -75,8 +76,16 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
     policy = _shape(config.start)
     critic = policy if text.critic == "policy" else _shape(text.critic)
     critic = dataclasses.replace(critic, layers=min(critic.layers, text.critic_layers or critic.layers))
-    sees = AGENTS[config.agent].critic_sees
     return plan_memory(policy, setting, sees, None if critic == policy else critic, name=config.agent)
+
+
+def _rows(settings: dict[str, Any], batch_size: int | None, length: int) -> int:
+    """Rows in one forward and backward pass, of all ranks: of a minibatch those that both bounds allow, if of this
+    length."""
+    n, steps = settings["episodes_per_update"], settings["microbatch_steps"]
+    n_minibatches = settings["n_minibatches"] if batch_size is None else -(-n // batch_size)
+    rows = min(-(-n // n_minibatches), settings["microbatch_size"] or n)
+    return rows if steps is None else min(rows, max(1, steps // length))
 
 
 @cache

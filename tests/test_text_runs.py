@@ -307,6 +307,27 @@ def test_the_plan_is_of_all_that_is_generated(tmp_path: Path) -> None:
     assert cache(agent="vineppo") == 256 * (42 + 12) * token
 
 
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({}, (4, 4)),
+        ({"batch_size": 3}, (3, 4)),  # a critic of starts is cut by n_minibatches
+        ({"batch_size": 8}, (8, 4)),
+        ({"batch_size": 8, "microbatch_size": 2}, (2, 2)),
+        ({"microbatch_steps": 64}, (2, 3)),  # of up to 20 + 12 tokens, and of prompts with a step each
+    ],
+)
+def test_the_plan_counts_the_rows_of_a_pass(settings: dict[str, Any], rows: tuple[int, int]) -> None:
+    """Of 8 in two minibatches."""
+
+    def read(**settings: Any) -> list[int]:
+        phases = memory_plan(resolve(replace(SMALL, settings=SMALL.settings | settings))).phases
+        return [phases[name]["activations"] for name in ("policy", "critic")]
+
+    for all_rows, row, n in zip(read(**settings), read(microbatch_size=1), rows, strict=True):
+        assert all_rows == pytest.approx(n * row)
+
+
 def test_a_model_whose_memory_cannot_be_planned_is_pointed_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
