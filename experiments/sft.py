@@ -64,6 +64,10 @@ class SFTConfig:
             raise ValueError(f"low and high must satisfy 0 <= low < high <= 1, got {self.low} and {self.high}")
 
 
+class WindowMissed(ValueError):
+    """Cloning ended without a success rate in its window: another seed may find one."""
+
+
 def read_demonstrations(path: Path) -> dict[str, Tensor]:
     """An expert's episodes: observations (S, D), actions (S,) or (S, A), lengths (N,), end to end.
 
@@ -98,7 +102,8 @@ def clone(
         What the JSON holds: the settings, the success rate with its number of episodes, and the gradient steps taken.
 
     Raises:
-        ValueError: if the demonstrations do not fit the environment, or the window is not reached.
+        ValueError: if the demonstrations do not fit the environment.
+        WindowMissed: if the window is not reached.
     """
     generator = np.random.default_rng([config.seed, 2])
     sampler = _sampler(config)
@@ -128,13 +133,13 @@ def clone(
     ):
         if rate > config.high and steps >= config.min_gradient_steps:
             if learner.optimizer.param_groups[0]["lr"] < 1e-8:
-                raise ValueError(f"{config.env_id}: no policy between {config.low} and {config.high} could be found")
+                raise WindowMissed(f"{config.env_id}: no policy between {config.low} and {config.high} could be found")
             kept[2] *= 0.5  # the learning rate to go on with
             _restore(learner, kept)
         else:
             kept = _state(learner)
             if steps >= config.max_gradient_steps:
-                raise ValueError(f"{config.env_id}: success is {rate:.3f} after {steps} gradient steps of cloning")
+                raise WindowMissed(f"{config.env_id}: success is {rate:.3f} after {steps} gradient steps of cloning")
         count = per_pass(data, loss, 1, config.batch_size)
         for batch, _ in zip(minibatches(data, loss, 10_000, count, generator), range(config.check_every), strict=False):
             learner.zero_grad()

@@ -19,7 +19,16 @@ from sppo.agents.storage import load_policy
 from sppo.envs import episodes
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import make_agents, resolve
-from sppo.experiments.sft import SFTConfig, check_fits, clone, fits, network_of, read_demonstrations, sft_config
+from sppo.experiments.sft import (
+    SFTConfig,
+    WindowMissed,
+    check_fits,
+    clone,
+    fits,
+    network_of,
+    read_demonstrations,
+    sft_config,
+)
 from sppo.experiments.tasks import STARTS, TASKS, short_name
 
 CHAIN = SFTConfig(
@@ -136,7 +145,7 @@ def test_fits_are_not_written_over(expert: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_window_that_is_not_reached(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(WindowMissed, match=message):
         clone(replace(CHAIN, **changes), demonstrations(CHAIN), tmp_path / "policy.safetensors")
     assert not list(tmp_path.iterdir())
 
