@@ -6,7 +6,8 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sppo.llm.tasks.names import unknown
@@ -44,6 +45,24 @@ def make(kind: type[T], values: Mapping[str, Any], what: str = "setting") -> T:
             raise ValueError(f"{what} {name} must be {_words(hints[name])}, got {value!r}")
         fitted[name] = value
     return kind(**fitted)
+
+
+def check_made(file: Path, config: Any, free: Collection[str] = ()) -> None:
+    """The `config` that a JSON file says its folder was made with must be this one, but for the settings `free`.
+
+    Raises:
+        ValueError: naming the folder and the first setting that differs; or if the file cannot be read.
+    """
+    try:
+        made = make(type(config), json.loads(file.read_text("utf-8"))["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"cannot read how {file.parent} was made from {file.name}: {error!r}") from error
+    for field in dataclasses.fields(config):
+        was, now = getattr(made, field.name), getattr(config, field.name)
+        if field.name not in free and was != now:
+            raise ValueError(
+                f"{file.parent} was made with {field.name} = {was!r}, and {now!r} is asked for: delete it to make anew"
+            )
 
 
 def _is_a(value: Any, hint: Any) -> bool:

@@ -112,6 +112,20 @@ def test_a_model_is_written_with_what_it_can_do_and_learned_from(tmp_path: Path)
     assert again["held_out_loss"] != about["held_out_loss"] and "success_rate" not in again
 
 
+def test_looks_change_nothing_of_what_is_learned(tmp_path: Path) -> None:
+    """One look at the end, or one with answers after each step: the same weights to the last bit."""
+    for name, looks in (
+        ("few", {"check_every": 9, "check_demonstrations": 0, "check_prompts": 0}),
+        ("many", {"check_every": 1, "check_demonstrations": 4, "check_prompts": 4}),
+    ):
+        small = {"gradient_steps": 4, "last_steps": 2, "batch_size": 4, "warmup": 2}
+        fine_tune(
+            TextSFTConfig(**{**RECIPES["arithmetic"], **small, **FEW, **looks}), tmp_path / name, report=[].append
+        )
+    few, many = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("few", "many"))
+    assert few == many
+
+
 def test_arithmetic_is_learned_from_new_weights(tmp_path: Path) -> None:
     """A uniform guess among 18 tokens loses ln 18 = 2.89; measured after 40 gradient steps: 2.05 on held-out chains."""
     short = {"gradient_steps": 40, "warmup": 5, "learning_rate": 3e-3, "batch_size": 16, "last_steps": 0}

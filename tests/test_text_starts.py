@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +57,39 @@ def test_runs_start_from_models_taught_their_task(name: str) -> None:
         assert settings["max_completion_length"] == {**about.text, **config.text}["max_completion_length"]
 
 
-def test_what_is_missing_is_made_after_what_it_starts_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
+    """What is taught, in a folder without any model: nothing but the record is written."""
     made: list[Path] = []
 
     def fine_tune(config: Any, out: Path, **_: Any) -> None:
         made.append(out)
         out.mkdir(parents=True)
-        (out / "sft.json").write_text("{}")
+        (out / "sft.json").write_text(json.dumps({"config": asdict(config)}))
 
     monkeypatch.setattr("sppo.llm.sft.fine_tune", fine_tune)
     monkeypatch.chdir(tmp_path)
+    return made
+
+
+def test_what_is_missing_is_made_after_what_it_starts_from(made: list[Path]) -> None:
     cells = [chains_start(horizon, 0.2) for horizon in TERMS]
     make_text_starts(cells[1:])
     assert made == [text_starts.SKILLED, *cells[1:]]
     make_text_starts(cells)
     assert made[3:] == cells[:1]
+
+
+@pytest.mark.parametrize("changed", [chains_start(24, 0.2), text_starts.SKILLED])
+def test_a_model_of_another_recipe_is_refused(changed: Path, made: list[Path]) -> None:
+    """It, and what starts from it; how often it was looked at while it learned may differ."""
+    make_text_starts([chains_start(24, 0.2)])
+    record = json.loads((changed / "sft.json").read_text())
+    record["config"] |= {"check_every": 7, "check_prompts": 0, "check_demonstrations": 1}
+    (changed / "sft.json").write_text(json.dumps(record))
+    make_text_starts([chains_start(24, 0.2)])
+    record["config"]["warmup"] = 31
+    (changed / "sft.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"{changed} was made with warmup = 31, and 30 is asked for: delete it"):
+        make_text_starts([chains_start(24, 0.2), chains_start(64, 0.2)])
+    assert len(made) == 2, "nothing is made before all is checked"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,7 @@ from sppo.experiments.evidence.studies import (
     CARTPOLE_HORIZONS,
     CARTPOLE_SEEDS,
     RESULTS,
-    STARTS,
+    STARTS_MADE,
     STUDIES,
     WINDOWS,
     study,
@@ -24,6 +25,7 @@ from sppo.experiments.evidence.studies import (
 from sppo.experiments.evidence.text_starts import FOLDER, make_text_starts
 from sppo.experiments.packed import pack
 from sppo.experiments.results import load_runs
+from sppo.experiments.settings import check_made
 from sppo.experiments.tasks import short_name
 
 if TYPE_CHECKING:
@@ -32,33 +34,40 @@ if TYPE_CHECKING:
 EXPERTS = Path("runs/experts")
 
 
-def make_starts() -> None:
-    """Experts for each horizon of the map over CartPole, and their clones, where they are missing."""
+def make_starts(wanted: Collection[Path]) -> None:
+    """The clones of these folders, of the map over CartPole, and an expert for each horizon, where they are missing.
+
+    Raises:
+        ValueError: if some that are there were cloned with other settings.
+    """
     from sppo.experiments.experts import expert_config, train_expert
     from sppo.experiments.sft import sft_config
 
     for horizon in CARTPOLE_HORIZONS:
         env_kwargs = {"horizon": horizon}
         expert = EXPERTS / f"h{horizon}" / short_name(CARTPOLE)
-        if not (expert / "episodes.safetensors").exists():
-            train_expert(CARTPOLE, expert, config=expert_config(CARTPOLE, env_kwargs=env_kwargs))
         for low, high in WINDOWS.items():
             config = sft_config(CARTPOLE, env_kwargs=env_kwargs, low=low, high=high)
-            folder = STARTS / f"{horizon}" / f"{low:g}" / short_name(CARTPOLE)
-            files = [folder / f"{seed}.safetensors" for seed in CARTPOLE_SEEDS]
-            for file in tqdm([file for file in files if not file.exists()], desc=str(folder), disable=None):
+            folder = STARTS_MADE / f"{horizon}" / f"{low:g}" / short_name(CARTPOLE)
+            files = [folder / f"{seed}.safetensors" for seed in CARTPOLE_SEEDS] if folder in wanted else []
+            missing = [file for file in files if not file.exists()]
+            for file in set(files) - set(missing):
+                check_made(file.with_suffix(".json"), config, free=("seed",))
+            if missing and not (expert / "episodes.safetensors").exists():
+                train_expert(CARTPOLE, expert, config=expert_config(CARTPOLE, env_kwargs=env_kwargs))
+            for file in tqdm(missing, desc=str(folder), disable=None):
                 _make_start(config, expert, file)
 
 
 def _make_start(config: SFTConfig, expert: Path, file: Path) -> None:
     """The clone of a seed; where that jumps over the window, of the seed a hundred later, and so on."""
-    from sppo.experiments.sft import clone, read_demonstrations
+    from sppo.experiments.sft import WindowMissed, clone, read_demonstrations
 
     for seed in range(int(file.stem), 1000, 100):
         try:
             clone(replace(config, seed=seed), read_demonstrations(expert), file)
             return
-        except ValueError as error:
+        except WindowMissed as error:
             missed = error
     raise missed
 
@@ -77,14 +86,16 @@ class StudyCommand:
 
     def __call__(self) -> None:
         chosen, out = study(self.name), self.out or Path("runs") / self.name
-        starts = {Path(config.start) for _, config in chosen.runs() if config.start.startswith(str(STARTS))}
+        runs = chosen.named(self.only)
+        if not runs:
+            names = [name for name, _ in chosen.runs()]
+            raise ValueError(f"no run of {self.name} begins with {self.only!r}; the first is {[*names, 'none'][0]}")
+        starts = {start for _, config in runs if (start := Path(config.start)).is_relative_to(STARTS_MADE)}
         if of_text := {start for start in starts if start.is_relative_to(FOLDER)}:
             make_text_starts(of_text)
-        elif starts:
-            make_starts()
+        if of_control := starts - of_text:
+            make_starts(of_control)
         jobs = chosen.jobs(out, self.only)
-        if not jobs:
-            raise ValueError(f"no run of {self.name} begins with {self.only!r}; the first is {next(chosen.runs())[0]}")
         print(f"{chosen.question}: {sum(len(configs) for configs, _ in jobs)} runs, to {out}")
         execute(jobs, processes=self.processes, resume=True)
         print(pack(load_runs(out)[0], out / f"{self.name}{ENDING}"))

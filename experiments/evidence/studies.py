@@ -33,7 +33,7 @@ SWEEP_SEEDS = range(5, 8)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 COMMON_RATE = 3e-4
 TEXT_SEEDS = range(3)
-TEXT_TASKS = ("arithmetic", "reasoning_gym:spell_backward", "reasoning_gym:basic_arithmetic")
+TEXT_NAMES = ("arithmetic", "reasoning_gym:spell_backward", "reasoning_gym:basic_arithmetic")
 POOL = 256
 """Prompts that come again and again, where there is something to track."""
 HORIZONS = (10, 30, 100, 300, 1000)
@@ -47,8 +47,8 @@ WINDOWS = {0.01: 0.03, 0.05: 0.2, 0.4: 0.6}
 """Of the success of start policies: low to high."""
 RESULTS = Path("docs/results")
 """Packed runs of the studies: NAME.json.gz."""
-STARTS = Path("runs/starts")
-"""Where those that do not ship are."""
+STARTS_MADE = Path("runs/starts")
+"""Start policies that do not ship, made on demand."""
 STEPS = 4_000_000
 """Of environment, at most, in an episode budget at full horizon."""
 
@@ -62,12 +62,14 @@ class Study:
     question: str
     runs: Callable[[], Iterator[Named]]
 
+    def named(self, only: str = "") -> list[Named]:
+        """All runs, or those whose name begins so."""
+        return [run for run in self.runs() if run[0].startswith(only)]
+
     def jobs(self, out: Path, only: str = "") -> list[Job]:
-        """Resolved, as many seeds together as their domain trains side by side; of all runs, or of those whose name
-        begins so."""
+        """The same, resolved, as many seeds together as their domain trains side by side."""
         jobs: list[Job] = []
-        chosen = (run for run in self.runs() if run[0].startswith(only))
-        for _, named in groupby(chosen, lambda run: run[0].rpartition("/")[0]):
+        for _, named in groupby(self.named(only), lambda run: run[0].rpartition("/")[0]):
             runs = [(out / name, resolve(config)) for name, config in named]
             size = domain(runs[0][1]).SIDE_BY_SIDE
             for first in range(0, len(runs), size):
@@ -157,7 +159,7 @@ def _cartpole_map() -> Iterator[Named]:
     """From start policies cloned for each horizon into a window of success: see `commands.make_starts`."""
     for horizon in CARTPOLE_HORIZONS:
         for low in WINDOWS:
-            start = str(STARTS / f"{horizon}" / f"{low:g}" / short_name(CARTPOLE))
+            start = str(STARTS_MADE / f"{horizon}" / f"{low:g}" / short_name(CARTPOLE))
             kwargs = {"horizon": horizon}
             yield from _map(horizon, low, CARTPOLE_SEEDS, env_id=CARTPOLE, env_kwargs=kwargs, start=start)
 
@@ -198,7 +200,7 @@ def _on_text(name: str, **settings: Any) -> Iterator[Named]:
 
 def _text() -> Iterator[Named]:
     """On arithmetic from the model that ships, on the others from one that is made: see `text_starts`."""
-    for name in TEXT_TASKS:
+    for name in TEXT_NAMES:
         yield from _on_text(name, **({"start": str(start_of(name))} if task(TEXT + name).start is None else {}))
 
 

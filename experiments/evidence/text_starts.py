@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sppo.experiments.settings import check_made
 from sppo.experiments.tasks import TEXT, task
 
 FOLDER = Path("runs/starts/text")
@@ -17,6 +18,8 @@ UPWARDS = [1, 2, 3, 10]
 """What a wrong step is off by, so that no error makes up for another."""
 SKILLED = FOLDER / "chains" / "skilled"
 """Knows chains of up to twelve terms, and seldom misses."""
+LOOKS = ("check_every", "check_demonstrations", "check_prompts")
+"""Settings that change what is told of a model, and nothing of what it learns."""
 
 PASS: dict[str, Any] = {"batch_size": 32, "microbatch_steps": None, "check_demonstrations": 64, "threads": 1}
 
@@ -84,13 +87,23 @@ def recipes() -> dict[Path, dict[str, Any]]:
 
 
 def make_text_starts(wanted: Iterable[Path]) -> None:
-    """Teach the models that are missing, and what they start from, if that is missing."""
+    """Teach the models that are missing, and what they start from, if that is missing.
+
+    Raises:
+        ValueError: if one that is there was taught by another recipe; nothing is made then.
+    """
     from sppo.llm.sft import TextSFTConfig, fine_tune
 
-    made = recipes()
-    missing = {folder for folder in wanted if not (folder / "sft.json").exists()}
-    missing |= {Path(made[f]["model"]) for f in missing if "model" in made[f] and Path(made[f]["model"]) in made}
-    for folder, settings in made.items():
-        if folder in missing and not (folder / "sft.json").exists():
+    made = {folder: TextSFTConfig(**settings) for folder, settings in recipes().items()}
+    sources = {folder: Path(c.model) for folder, c in made.items() if c.model and Path(c.model) in made}
+    asked = set(wanted)
+    needed = asked | {sources[folder] for folder in asked & sources.keys()}
+    there = {folder for folder in needed if (folder / "sft.json").exists()}
+    for folder in sorted(there):
+        check_made(folder / "sft.json", made[folder], free=LOOKS)
+    missing = asked - there
+    missing |= {sources[folder] for folder in missing & sources.keys()} - there
+    for folder, config in made.items():
+        if folder in missing:
             print(folder)
-            fine_tune(TextSFTConfig(**settings), folder, progress_bar=True)
+            fine_tune(config, folder, progress_bar=True)

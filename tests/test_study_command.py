@@ -1,0 +1,81 @@
+"""`sppo study`: the start policies that its runs need are made, and no others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from sppo.experiments.evidence import commands
+from sppo.experiments.evidence.commands import StudyCommand, make_starts
+from sppo.experiments.evidence.studies import CARTPOLE, CARTPOLE_SEEDS, STARTS_MADE
+from sppo.experiments.sft import SFTConfig, WindowMissed, sft_config
+
+FOLDER = STARTS_MADE / "25" / "0.05" / "PrecisionCartPole-v0"
+CONFIG = sft_config(CARTPOLE, env_kwargs={"horizon": 25}, low=0.05, high=0.2)
+
+
+class Asked(Exception):
+    """For start policies, which are not made here."""
+
+
+def test_only_the_starts_of_the_chosen_runs_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(wanted: set[Path]) -> None:
+        raise Asked(wanted)
+
+    monkeypatch.setattr(commands, "make_starts", ask)
+    monkeypatch.setattr(commands, "make_text_starts", ask)
+    for name, only, wanted in (
+        ("cartpole-map", "25/0.05/ppo", FOLDER),
+        ("text", "spell_backward/ppo", STARTS_MADE / "text" / "spell_backward"),
+    ):
+        with pytest.raises(Asked) as asked:
+            StudyCommand(name=name, only=only)()
+        assert asked.value.args == ({wanted},)
+
+
+def test_runs_that_are_not_there_are_named() -> None:
+    with pytest.raises(ValueError, match="no run of chain-map begins with '9'; the first is 10/0.01/ppo/seed0"):
+        StudyCommand(name="chain-map", only="9")()
+
+
+def write(config: SFTConfig) -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{config.seed % 100}.safetensors").touch()
+    (FOLDER / f"{config.seed % 100}.json").write_text(json.dumps({"config": asdict(config)}))
+
+
+def test_starts_that_were_cloned_otherwise_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The seed may be another, where the file's own missed the window; without anything missing no expert is needed."""
+    monkeypatch.chdir(tmp_path)
+    for seed in CARTPOLE_SEEDS:
+        write(replace(CONFIG, seed=seed + 100 * (seed == 3)))
+    make_starts({FOLDER})
+    write(replace(CONFIG, seed=4, high=0.3))
+    with pytest.raises(ValueError, match=f"{FOLDER} was made with high = 0.3, and 0.2 is asked for: delete it"):
+        make_starts({FOLDER})
+    (FOLDER / "4.json").unlink()
+    with pytest.raises(ValueError, match=f"cannot read how {FOLDER} was made from 4.json"):
+        make_starts({FOLDER})
+
+
+def test_another_seed_is_tried_only_where_the_window_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def clone(config: SFTConfig, demonstrations: dict[str, object], file: Path) -> None:
+        tried.append(config.seed)
+        if not demonstrations:
+            raise ValueError("the expert's episodes lack actions")
+        if config.seed < 200:
+            raise WindowMissed("no policy could be found")
+
+    monkeypatch.setattr("sppo.experiments.sft.clone", clone)
+    monkeypatch.setattr("sppo.experiments.sft.read_demonstrations", lambda _: {"actions": []})
+    commands._make_start(CONFIG, Path(), Path("7.safetensors"))
+    assert tried == [7, 107, 207]
+    monkeypatch.setattr("sppo.experiments.sft.read_demonstrations", lambda _: {})
+    with pytest.raises(ValueError, match="lack actions"):
+        commands._make_start(CONFIG, Path(), Path("7.safetensors"))
+    assert tried[3:] == [7]
