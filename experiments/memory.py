@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +48,7 @@ class Setting:
         asked: tokens of the longest prompt that is only answered, in an evaluation; by default `prompt`.
         response: tokens of a response.
         dtype: of the arithmetic.
+        engine_dtype: of what generates: vLLM's copy, keys and values; by default `dtype`.
         checkpointing: only the inputs of layers are kept for the backward pass.
         offload: beside a GPU, weights, gradients and moments rest in the memory of the CPU; of sharded networks alone.
         lora: rank of the policy's adapters; None where the whole policy learns.
@@ -75,6 +76,7 @@ class Setting:
     asked: int | None = None
     response: int = 512
     dtype: Literal["float32", "bfloat16"] = "float32"
+    engine_dtype: Literal["float32", "bfloat16"] | None = None
     checkpointing: bool = False
     offload: bool = False
     lora: int | None = None
@@ -246,6 +248,7 @@ def _generation(shape: Shape, s: Setting) -> dict[str, int]:
     """Keys and values of all tokens, the probabilities of one step, and the reading of the prompts."""
     if s.engine == "apart":
         return {}
+    s = replace(s, dtype=s.engine_dtype or s.dtype)
     prompt = max(s.prompt, s.asked or 0)
     length, read = prompt + s.response, s.generated * prompt
     cache = s.generated * length * 2 * shape.layers * shape.keys * s.narrow

@@ -164,7 +164,7 @@ def make_engine(policy: TextPolicy, text: TextConfig, room: int | None = None) -
         server=text.engine == "vllm-server",
         batch_size=text.generation_batch_size,
         max_model_len=room,
-        dtype=torch.bfloat16 if "bfloat16" in (text.dtype, text.shard_dtype) else torch.float32,
+        dtype=getattr(torch, text.engine_dtype),
         kv_cache_gib=text.kv_cache_gib,
         gpu_memory_utilization=text.gpu_memory_utilization,
         devices=None if text.engine_devices is None else str(text.engine_devices),

@@ -97,6 +97,11 @@ class TextConfig:
                 raise ValueError(f"{name} is of runs that ranks share: start this one with torchrun")
         check_over(self)
 
+    @property
+    def engine_dtype(self) -> Literal["float32", "bfloat16"]:
+        """Of the copy that generates: vLLM's is narrow where any arithmetic is."""
+        return "bfloat16" if self.engine != "hf" and self.shard_dtype == "bfloat16" else self.dtype
+
 
 def check_over(config: Any) -> None:
     """Of what has ranks: raise ValueError for networks cut over a number that does not divide them."""

@@ -60,6 +60,7 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
         asked=_longest_prompt(config.start, evaluates, "test"),
         response=text.max_completion_length,
         dtype=text.shard_dtype if text.ranks else text.dtype,
+        engine_dtype=text.engine_dtype,
         checkpointing=text.checkpointing,
         offload=text.offload,
         lora=text.lora_rank,

@@ -150,6 +150,21 @@ def test_the_plan_knows_over_how_many_ranks_each_network_is_cut(monkeypatch: pyt
         assert now | {"gradients": 0} == before | {"gradients": 0}
 
 
+def test_the_plan_knows_how_wide_the_copy_is_that_generates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def engine(**text: Any) -> int:
+        return text_memory.memory_plan(small(engine="vllm", **text), on_gpu=True).phases["generation"]["engine"]
+
+    def cache(**text: Any) -> int:
+        return text_memory.memory_plan(small(**text), on_gpu=True).phases["generation"]["KV cache"]
+
+    # vLLM's is narrow where either dtype is; transformers reads a replica of wide weights, in `dtype`
+    assert engine() == 2 * engine(dtype="bfloat16") == 2 * engine(shard_dtype="bfloat16")
+    assert cache() == cache(shard_dtype="bfloat16") == 2 * cache(dtype="bfloat16")
+
+
 def test_the_plan_of_one_rank_is_of_a_sharded_run(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = text_memory.memory_plan(small())
     monkeypatch.setenv("RANK", "0")
