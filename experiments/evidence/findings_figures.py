@@ -129,7 +129,7 @@ def draw_calibrations(runs: dict[tuple[str, str], list[Run]]) -> Figure:
                 found = [run.calibration for run in runs[task, label]]
                 values, outcomes = (np.concatenate([one[name] for one in found]) for name in ("values", "outcomes"))
                 draw_reliability(ax, values, outcomes)
-                ax.set_title(f"{task}, {label}: n = {len(found)} seeds", loc="left", fontsize="small")
+                ax.set_title(f"{task}\n{label}: n = {len(found)} seeds", loc="left", fontsize="small")
             row[0].set_ylabel("success rate")
         figure.supxlabel("success rate predicted by the critic", fontsize="medium")
         axes[0, 0].legend(loc="lower right", fontsize="small")

@@ -39,7 +39,7 @@ LONG = 300
 """Steps from which on one policy has to do, for the time it takes."""
 MEASURING, REFERRING = 1000, 2000
 """Added to a policy's seed: episodes that no critic has seen."""
-ALONG = {CARTPOLE: 4096, "sppo/Pendulum-v0": 4096, TEXT + "arithmetic": 2048}
+ALONG = {CARTPOLE: 4096, "sppo/LunarLander-v0": 4096, "sppo/Pendulum-v0": 4096, TEXT + "arithmetic": 2048}
 """Tasks on which advantages are followed along episodes, and the episodes that critics see before."""
 FOLLOWED = 1024
 """Episodes."""
