@@ -26,10 +26,9 @@ def flip_outcomes(traj: Trajectories, share: float, generator: np.random.Generat
         ValueError: for other outcomes.
     """
     outcomes = traj.outcomes
-    if bool(((outcomes != 0) & (outcomes != 1)).any()):
-        raise ValueError(
-            f"reward_noise flips outcomes that are 0 or 1, got [{float(outcomes.min()):g}, {float(outcomes.max()):g}]"
-        )
+    others = outcomes[(outcomes != 0) & (outcomes != 1)]
+    if len(others):
+        raise ValueError(f"reward_noise flips outcomes that are 0 or 1, got {float(others[0]):g}")
     flips = torch.from_numpy(generator.random(len(traj)) < share).to(traj.terminated.device) & traj.terminated
     rewards, rows = traj.rewards.clone(), flips.nonzero().squeeze(1)
     rewards[rows, traj.lengths[rows] - 1] += 1 - 2 * outcomes[rows]

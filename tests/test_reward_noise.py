@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_agents import SMALL, chain, told
 
-from sppo.agents import AGENTS, DPO, GRPO, PPO, SPPO, Reinforce, ReMax, RestEM, Trajectories
+from sppo.agents import AGENTS, DPO, GRPO, PPO, SPPO, Reinforce, ReMax, RestEM, Trajectories, VinePPO
 from sppo.agents.callbacks import EvalCallback
 from sppo.agents.control import ControlSampler
 from sppo.agents.groups import GroupAgent
@@ -24,6 +24,15 @@ SUCCESS = ("restem", "dpo")
 def noisy(kind: Any, share: float = 0.25, **settings: Any) -> Any:
     groups = {"num_generations": 4} if issubclass(kind, GroupAgent) else {}
     return kind(chain(), reward_noise=share, **SMALL | groups | settings)
+
+
+def learned_from(agent: Any) -> Any:
+    """The experience of one update."""
+    update, taken = agent.update, []
+    agent.update = lambda experience: (taken.append(experience), update(experience))[1]
+    agent.train_once()
+    agent.update = update
+    return taken[0]
 
 
 def test_all_are_flipped_where_they_ended() -> None:
@@ -55,14 +64,38 @@ def test_siblings_are_flipped_apart() -> None:
     assert len({tuple(traj.outcomes.tolist()) for traj in seen}) > 30, "each rollout has flips of its own"
 
 
-def test_all_that_is_sampled_for_credit_is_seen_flipped() -> None:
-    """The greedy twin too: at p = 1 ReMax's baseline is 1 - R, and credit is that of a learner who wants failure."""
-    plain, agent = ReMax(chain(), **SMALL), noisy(ReMax, 1.0)
-    for one, seen in ((plain, False), (agent, True)):
-        one.sampler.policy.load_state_dict(plain.policy.state_dict())
-        metrics = one.train_once()
-        won = metrics["rollout/success_rate"]
-        assert metrics["rollout/ep_rew_mean"] == pytest.approx(1 - won if seen else won)
+def test_the_greedy_twin_is_seen_flipped() -> None:
+    """At p = 1 ReMax's baseline is 1 - R, and credit is that of a learner who wants failure."""
+    agent = noisy(ReMax, 1.0, episodes_per_update=64)
+    starts = agent.starts()
+    agent.starts = lambda: starts
+    greedy = agent.sampler.rollout(starts, greedy=True).success.float()
+    seen = learned_from(agent)
+    won = seen.traj.success.float()
+    assert 0 < float(won.mean()) < 1
+    assert torch.equal(seen.traj.outcomes, 1 - won) and torch.equal(seen.values[:, 0], 1 - greedy)
+    assert torch.equal(seen.advantages[:, 0], greedy - won)
+
+
+def test_continuations_are_seen_flipped() -> None:
+    """At p = 1 the mean of K outcomes is 1 - that of the same ones unflipped, and what won now loses as much."""
+    plain, seen = (learned_from(noisy(VinePPO, share, stride=2, num_continuations=4)) for share in (0.0, 1.0))
+    valid = plain.traj.valid
+    assert torch.equal(plain.traj.actions, seen.traj.actions) and float(plain.values[valid].std()) > 0.1
+    torch.testing.assert_close(seen.values[valid], 1 - plain.values[valid])
+    torch.testing.assert_close(seen.advantages, -plain.advantages)
+
+
+def test_episodes_that_are_cut_to_go_on_are_not_flipped_yet() -> None:
+    """At p = 1 each is seen flipped in the update in which it ends; on the chain nothing is paid before."""
+    agent = noisy(PPO, 1.0, n_steps=7)
+    parts = [learned_from(agent).traj for _ in range(4)]
+    over, won, outcomes = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("terminated", "success", "outcomes")
+    )
+    assert 0 < int(over.sum()) < len(over) and 0 < int(won.sum()) < int(over.sum())
+    assert torch.equal(outcomes[over], 1 - won[over].float())
+    assert not any(part.rewards[~part.terminated].any() for part in parts)
 
 
 def test_evaluation_sees_the_truth() -> None:
@@ -109,8 +142,8 @@ def test_what_it_may_be() -> None:
     for kind in (RestEM, DPO):
         with pytest.raises(ValueError, match="reward_noise flips outcomes, and this method learns from success"):
             noisy(kind)
-    with pytest.raises(ValueError, match=r"flips outcomes that are 0 or 1, got \[0, 0.5\]"):
-        flip_outcomes(told([0.5, 0.0]), 0.1, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"flips outcomes that are 0 or 1, got 0\.5$"):
+        flip_outcomes(told([0.0, 0.5, 1.0, -1.0]), 0.1, np.random.default_rng(0))
 
 
 def test_a_language_model_sees_its_verifier_err() -> None:
