@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def read(file: Path) -> dict[str, Any]:
     """What `write` wrote.
 
     Raises:
-        OSError, EOFError: if it is missing or cut short.
-        ValueError: if it holds something else.
+        ValueError: if it is missing, damaged, or holds something else.
     """
-    return dict(json.loads(gzip.decompress(file.read_bytes())))
+    try:
+        return dict(json.loads(gzip.decompress(file.read_bytes())))
+    except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
+        raise ValueError(f"{file} must be a file of compressed JSON ({ENDING}): {error}") from error

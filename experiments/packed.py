@@ -46,10 +46,10 @@ def unpack(file: Path) -> list[Run]:
     Raises:
         ValueError: if the file is missing or damaged.
     """
+    content = compact.read(file)
     try:
-        content = compact.read(file)["runs"]
-        return [Run(**{**run, **{of: _arrays(run[of]) for of in ARRAYS if of in run}}) for run in content]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        return [Run(**{**run, **{of: _arrays(run[of]) for of in ARRAYS if of in run}}) for run in content["runs"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} must be a file of packed runs ({ENDING}): {error}") from error
 
 

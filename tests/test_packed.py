@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,17 @@ def test_metrics_are_means_and_gaps_stay_gaps(folder: Path, tmp_path: Path) -> N
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "bad.json.gz"
-    for content in (b"", b"no gzip", gzip.compress(b"{"), gzip.compress(b'{"runs": [{}]}')):
+    whole = gzip.compress(b'{"runs": []}')
+    flipped = whole[:10] + bytes([whole[10] ^ 0xFF]) + whole[11:]  # the first byte behind gzip's header
+    with pytest.raises(zlib.error):
+        gzip.decompress(flipped)
+    with pytest.raises(ValueError, match=r"bad\.json\.gz must be a file of compressed JSON \(\.json\.gz\): .*No such"):
+        unpack(file)
+    for content in (b"", b"no gzip", flipped, whole[:-1], gzip.compress(b"{"), gzip.compress(b"[1]")):
         file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.json\.gz must be a file of compressed JSON"):
+            unpack(file)
+    for content in (b"{}", b'{"runs": [{}]}', b'{"runs": [{"evals": 1}]}'):
+        file.write_bytes(gzip.compress(content))
         with pytest.raises(ValueError, match=r"bad\.json\.gz must be a file of packed runs"):
             unpack(file)

@@ -166,7 +166,7 @@ def read(file: Path) -> Raw:
     """The measurements of a file.
 
     Raises:
-        ValueError: if there is no such file.
+        ValueError: if there is no such file, or it is damaged.
     """
     if not file.exists():
         raise ValueError(f"{file} is missing: measure first, `sppo why --measure`")
