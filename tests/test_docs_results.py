@@ -29,6 +29,13 @@ def test_tables_are_what_the_command_prints(drawn: tuple[set[str], Path]) -> Non
     assert [line for line in tables if line not in drawn[0]] == []
 
 
+@pytest.mark.parametrize("page", ["docs/RESULTS.md", "README.md"])
+def test_figures_in_sentences_are_of_the_tables(drawn: tuple[set[str], Path], page: str) -> None:
+    sentences = "\n".join(re.findall(r"^(?!    ).+", Path(page).read_text("utf-8"), re.M))
+    told = set(re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", sentences))
+    assert len(told) > 2 and told <= set(re.findall(r"\d\.\d{3}", " ".join(drawn[0])))
+
+
 def test_the_readme_s_table_is_of_its_packed_runs() -> None:
     table = format_table(summarize(unpack(RESULTS / "compare.json.gz"), ["ppo", "sppo"]))
     printed = re.findall(r"^    (agent  seeds.*?)\n\n", Path("README.md").read_text("utf-8"), re.M | re.S)
