@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sppo.agents.agent import Agent
 
 TENSORS, VALUES = "agent.safetensors", "agent.json"
-_TYPES = {
+TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -46,14 +46,19 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
     Not by safetensors' `save`, which first copies all of them twice, nor by its `save_file`: what that writes nobody
     else may read, it refuses views of one tensor, and a full disk is no OSError to it.
+
+    Raises:
+        ValueError: for a tensor of a type that these files do not have here, naming both; nothing is then written.
     """
     # The widest first, so that all are aligned; by name, so that the same tensors are the same file.
     ordered = sorted(tensors.items(), key=lambda named: (-named[1].element_size(), named[0]))
     header: dict[str, Any] = {}
     end = 0
     for name, x in ordered:
+        if x.dtype not in TYPES:
+            raise ValueError(f"tensors on disk are of {', '.join(map(str, TYPES))}: {name} is of {x.dtype}")
         first, end = end, end + x.numel() * x.element_size()
-        header[name] = {"dtype": _TYPES[x.dtype], "shape": list(x.shape), "data_offsets": [first, end]}
+        header[name] = {"dtype": TYPES[x.dtype], "shape": list(x.shape), "data_offsets": [first, end]}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     with path.open("wb") as file:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sppo.agents import AGENTS, PPO, SPPO, Agent, ControlSampler
-from sppo.agents.storage import load_policy, save_policy, write_tensors
+from sppo.agents.storage import TYPES, load_policy, save_policy, write_tensors
 from sppo.envs import episodes
 
 ENV_ID = "sppo/PrecisionCartPole-v0"
@@ -109,7 +109,7 @@ def test_views_and_every_type_are_written_as_they_are(tmp_path: Path) -> None:
         "its columns": whole[6:].view(2, 3).T,
         "none": torch.zeros(0, 4),
         "counts": torch.tensor([2**40, -1]),
-        "narrow": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        **{f"of {dtype}": torch.tensor([1, 0, 1, 1, 0]).to(dtype) for dtype in TYPES},
     }
     write_tensors(tmp_path / "file", written)
     read = load_file(tmp_path / "file")
@@ -118,6 +118,13 @@ def test_views_and_every_type_are_written_as_they_are(tmp_path: Path) -> None:
         assert tensor.dtype == written[name].dtype and torch.equal(tensor, written[name]), name
     write_tensors(tmp_path / "again", dict(reversed(written.items())))
     assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes(), "the order is the file's own"
+
+
+def test_a_type_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    tensors = {"well": torch.zeros(2), "phases": torch.zeros(2, dtype=torch.complex64)}
+    with pytest.raises(ValueError, match=r"phases is of torch\.complex64"):
+        write_tensors(tmp_path / "file", tensors)
+    assert not (tmp_path / "file").exists()
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
