@@ -1,10 +1,8 @@
-"""The memory of a run on text, before it starts: what each rank holds, part by part, and whether the device has it."""
+"""The memory of a run on text, before it starts: what each rank holds, part by part."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from sppo.experiments.shapes import Shape
@@ -16,19 +14,6 @@ Sees = Literal["steps", "start"] | None
 PREFILL = 8192  # tokens of prompts that vLLM reads at a time
 WIDE = 4  # bytes of a number in weights that learn, their gradients and each of Adam's two moments
 GIB = 2**30
-
-PARTS = (
-    "weights",
-    "gradients",
-    "optimizer",
-    "critic",
-    "engine",
-    "activations",
-    "logits",
-    "KV cache",
-    "gathered",
-    "copy",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +108,8 @@ class Plan:
     phases: dict[str, dict[str, int]]
     """What comes and goes with generation, the critic's values, the two updates, and the writing of the policy: one of
     them at a time."""
+    host: int = 0
+    """What rests in the memory of the CPU beside a GPU."""
 
     @property
     def peak(self) -> int:
@@ -161,8 +148,11 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
         if "critic" in gradients:
             held["critic"] += gradients.pop("critic")
     resting = {name: -(-n * WIDE // s.over(name)) for name, n in held.items()}
+    passing = {name: -(-n * WIDE // s.over(name)) for name, n in gradients.items()}
+    host = 0
     if s.offloads:
-        resting = dict.fromkeys(resting, 0)
+        host = sum(resting.values()) + max(passing.values())
+        resting, passing = dict.fromkeys(resting, 0), dict.fromkeys(passing, 0)
     if s.engine == "hf" and s.shards:
         resting["engine"] = policy.weights * WIDE
 
@@ -184,9 +174,9 @@ def plan(policy: Shape, setting: Setting, critic_sees: Sees, critic: Shape | Non
         phases["values"] = {"activations": int(_read(s, seen) * _passing(body, s, seen))}
         phases["critic"] = _update(body, s, (s.critic_rows or s.rows) * seen, s.critic != "head", outside)
     phases["saving"] = _saving(policy, s)
-    for phase, n in gradients.items():
-        phases[phase]["gradients"] = 0 if s.offloads else -(-n * WIDE // s.over(phase))
-    return Plan(name, resting, phases)
+    for phase, n in passing.items():
+        phases[phase]["gradients"] = n
+    return Plan(name, resting, phases, host)
 
 
 def _read(s: Setting, seen: int) -> int:
@@ -265,33 +255,3 @@ def _generation(shape: Shape, s: Setting) -> dict[str, int]:
         elif s.engine_gib is not None:
             cache = max(0, int(s.engine_gib * GIB) - sum(parts.values()))
     return {"KV cache": cache, **parts}
-
-
-def check_fits(made: Plan, device_bytes: int) -> None:
-    """Refuse a plan that needs more than a device has.
-
-    Raises:
-        ValueError: with the numbers, and what helps.
-    """
-    if made.peak <= device_bytes:
-        return
-    parts = {name: made.held.get(name, 0) + made.most(name) for name in PARTS}
-    largest = sorted((name for name in parts if parts[name]), key=lambda name: -parts[name])[:4]
-    raise ValueError(
-        f"{made.name} needs {made.peak / GIB:.1f} GiB per rank and the device has {device_bytes / GIB:.1f} GiB: "
-        + ", ".join(f"{name} {parts[name] / GIB:.1f}" for name in largest)
-        + "; more ranks, a smaller microbatch, checkpointing, bfloat16, a smaller critic, LoRA or offload would help"
-    )
-
-
-def device_bytes(ranks_here: int = 1) -> int:
-    """Memory of this process's GPU, or its share of the machine's, or of what a container may take of it."""
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    container = Path("/sys/fs/cgroup/memory.max")
-    if container.exists() and (limit := container.read_text().strip()).isdigit():
-        there = min(there, int(limit))
-    return there // ranks_here

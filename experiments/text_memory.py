@@ -10,10 +10,11 @@ import torch
 
 from sppo.agents import AGENTS
 from sppo.experiments.config import RunConfig
-from sppo.experiments.memory import GIB, Plan, Setting, check_fits, device_bytes
+from sppo.experiments.memory import GIB, Plan, Setting
 from sppo.experiments.memory import plan as plan_memory
 from sppo.experiments.prompts import evaluation_task, training_task
 from sppo.experiments.ranks import started_here
+from sppo.experiments.room import check_fits, device_bytes, machine_bytes, table
 from sppo.experiments.shapes import Shape, shape_of
 from sppo.experiments.text_config import text_config
 from sppo.llm.sources import find_model
@@ -108,13 +109,16 @@ def _shape(model: str) -> Shape:
 
 
 def fits(config: RunConfig) -> str:
-    """What a resolved config's run needs and what there is, in words.
+    """What a resolved config's run needs and what there is, in words and part by part.
 
     Raises:
         ValueError: if the device has less.
         UnknownShape: if a model's shape cannot be known without loading it.
     """
     plan = memory_plan(config)
-    there = device_bytes(started_here())
-    check_fits(plan, there)
-    return f"{config.agent} needs {plan.peak / 2**30:.2f} GiB per rank, the device has {there / 2**30:.2f} GiB"
+    there, beside = device_bytes(started_here()), machine_bytes(started_here())
+    check_fits(plan, there, beside)
+    needs = f"{config.agent} needs {plan.peak / GIB:.2f} GiB per rank, the device has {there / GIB:.2f} GiB"
+    if plan.host:
+        needs += f"; {plan.host / GIB:.2f} GiB rest beside it, the machine has {beside / GIB:.2f} GiB for each rank"
+    return f"{needs}\n{table([plan])}"

@@ -14,8 +14,9 @@ import pytest
 import tyro
 
 from sppo.agents import AGENTS
-from sppo.experiments.memory import GIB, Sees, Setting, check_fits, device_bytes, plan
+from sppo.experiments.memory import GIB, Sees, Setting, plan
 from sppo.experiments.plan_command import COLUMNS, PlanCommand
+from sppo.experiments.room import check_fits, device_bytes, machine_bytes
 from sppo.experiments.shapes import SHAPES, Shape, shape_of
 
 CHILD = Path(__file__).with_name("memory_child.py")
@@ -187,8 +188,25 @@ def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
     made = plan(SHAPES["r1-distill-qwen-7b"], Setting(on_gpu=True), "steps", name="ppo")
     with pytest.raises(ValueError, match=r"ppo needs 2\d\d\.\d GiB per rank and the device has 80\.0 GiB: critic 10"):
         check_fits(made, 80 * GIB)
-    check_fits(made, 400 * GIB)
+    check_fits(made, 400 * GIB, 0)
     assert 2**28 < device_bytes() < 2**48 and device_bytes(2) < device_bytes()
+    assert machine_bytes(2) == machine_bytes() // 2
+
+
+def test_what_is_offloaded_must_fit_beside_the_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    there = Setting(ranks=2, offload=True, on_gpu=True)
+    # weights and two moments of policy and critic, and the gradients of one of them: half on each rank
+    made = plan(TINY, there, "start")
+    assert made.host == 6 * TINY.weights + 6 * TINY.body + 2 * TINY.body
+    assert plan(TINY, there, None).host == 8 * TINY.weights
+    assert plan(TINY, replace(there, on_gpu=False), None).host == plan(TINY, Setting(on_gpu=True), None).host == 0
+    check_fits(made, 400 * GIB, made.host)
+    with pytest.raises(ValueError, match=r"it offloads 0\.0 GiB per rank and the machine has 0\.0 GiB .* for each"):
+        check_fits(made, 400 * GIB, made.host - 1)
+    tyro.cli(PlanCommand, args=["smollm2", "--offload", "--on-gpu"])()
+    told = capsys.readouterr().out.splitlines()[-1].split()
+    # 134.5 million numbers, 16 bytes of each; the critic's 12 more
+    assert told == ["beside", "the", "GPU", "3.51", "3.51", told[-2], "2.00"]
 
 
 def test_the_command_prints_a_column_per_algorithm(capsys: pytest.CaptureFixture[str]) -> None:

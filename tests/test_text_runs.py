@@ -24,10 +24,14 @@ from test_resume import kill_at_file_operation
 
 from sppo.experiments import text, text_memory
 from sppo.experiments.compare import execute
-from sppo.experiments.config import RunConfig, read_config
+from sppo.experiments.config import RunConfig, from_json, read_config, to_json
 from sppo.experiments.domains import make_agents, resolve
+from sppo.experiments.memory import Setting
+from sppo.experiments.plan_command import PlanCommand
 from sppo.experiments.responses import FirstPrediction
+from sppo.experiments.room import table
 from sppo.experiments.run import load_run, run
+from sppo.experiments.run_commands import RunOptions, Train
 from sppo.experiments.text_memory import memory_plan
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.policy import TextPolicy, load_model
@@ -305,6 +309,36 @@ def test_the_plan_is_of_all_that_is_generated(tmp_path: Path) -> None:
     assert cache(text={**SMALL.text, "max_prompt_length": 9}) == 16 * (42 + 12) * token, "the evaluation has them all"
     assert cache(n_eval_episodes=4) == 8 * (42 + 12) * token
     assert cache(agent="vineppo") == 256 * (42 + 12) * token
+
+
+def test_the_plan_of_a_run_is_printed_part_by_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = resolve(replace(SMALL, agent="ppo"))
+    expected = table([memory_plan(config)])
+    assert expected.splitlines()[0].split() == ["GiB", "per", "rank", "ppo"] and "activations" in expected
+    for chosen in (config, replace(SMALL, agent="ppo")):
+        (tmp_path / "config.json").write_text(json.dumps(to_json(chosen)))
+        for name in (tmp_path, tmp_path / "config.json"):
+            PlanCommand(model=str(name))()
+            assert capsys.readouterr().out == expected + "\n"
+    # a run of ranks is planned without them
+    (tmp_path / "config.json").write_text(json.dumps(to_json(replace(config, text=config.text | {"ranks": 2}))))
+    PlanCommand(model=str(tmp_path), setting=Setting(on_gpu=True))()
+    assert "engine" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="ppo needs"):
+        PlanCommand(model=str(tmp_path), device_gib=0.001)()
+    with pytest.raises(ValueError, match=r"config\.json says how the run is: with it only --device-gib"):
+        PlanCommand(model=str(tmp_path), setting=Setting(rows=2))()
+    (tmp_path / "config.json").write_text('{"env_id": "sppo/SparseChain-v0"}')
+    with pytest.raises(ValueError, match="must be of a run on text to have a memory plan, got sppo/SparseChain-v0"):
+        PlanCommand(model=str(tmp_path))()
+
+
+def test_a_dry_run_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    Train(task="arithmetic", run=RunOptions(text={"max_completion_length": "12"}, dry_run=True))()
+    said = capsys.readouterr()
+    (shown,) = map(json.loads, said.out.splitlines())
+    shown = {name: value for name, value in shown.items() if name != "folder"}
+    assert said.err.endswith(table([memory_plan(from_json(shown))]) + "\n")
 
 
 @pytest.mark.parametrize(
