@@ -146,7 +146,7 @@ def test_the_real_small_model_is_taught_and_trains_and_goes_on(data: Path, tmp_p
         find_model("smollm2")
     except ModuleNotFoundError as error:
         pytest.skip(str(error))
-    shorter = [*FEW, "--batch-size", 2, "--max-completion-length", 160, "--dtype", "bfloat16"]
+    shorter = [*FEW, "--batch-size", 2, "--max-completion-length", 160]
     taught, run = teach("gsm8k-135m", tmp_path / "runs", "smollm2", *shorter), tmp_path / "run"
     about = json.loads((taught / "sft.json").read_text())
     assert about["parameters"] == SHAPES["smollm2"].weights
@@ -184,13 +184,21 @@ def test_ranks_hold_no_gradients_between_updates(data: Path, models: dict[str, P
 def test_a_line_is_its_run(name: str, agent: str) -> None:
     begin, *words = " ".join(train_line(name, agent)).split(" train ")
     it = RECIPES[name]
-    assert begin == (f"torchrun --nproc-per-node {it.ranks} -m sppo.experiments.cli" if it.ranks else "sppo")
+    assert begin == (
+        f"torchrun --standalone --nproc-per-node {it.ranks} -m sppo.experiments.cli" if it.ranks else "sppo"
+    )
     command = tyro.cli(Train, args=words[0].split())
     assert command.chosen() == run_config(name, agent)
     assert command.out == Path("runs") / name / agent / "seed0"
     if it.taught:
         teach = teach_line(name)
         assert teach is not None and teach[-1] == run_config(name, agent).start, "it starts from what is taught"
+
+
+def test_checkpoints_are_an_hour_of_responses_apart() -> None:
+    """Of 512, 4096 and 1024 responses at 7B, 1024 in an hour; of 256 and 2048 at 1.5B, 4096 in an hour."""
+    assert [run_config("dapo-7b", agent).checkpoint_freq for agent in ("sppo", "grpo", "remax")] == [2, 1, 1]
+    assert [run_config("deepscaler-1.5b", agent).checkpoint_freq for agent in ("sppo", "grpo")] == [16, 2]
 
 
 def test_the_published_settings_are_there(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
