@@ -32,6 +32,7 @@ from sppo.experiments.ranks import (
 from sppo.experiments.responses import FirstPrediction, Responses
 from sppo.experiments.runlog import RunLog
 from sppo.experiments.settings import make
+from sppo.experiments.shapes import SHAPES, shape_of
 from sppo.experiments.tasks import task as about_task
 from sppo.experiments.text_config import TextConfig, text_config
 from sppo.experiments.text_memory import UnknownShape, fits
@@ -113,6 +114,8 @@ def check(configs: Sequence[RunConfig]) -> None:
                 )
         try:
             fits(config)
+            if config.text["critic"] != "policy":
+                _check_rows(config, *(_rows(name) for name in (config.start, config.text["critic"])))
         except UnknownShape as error:
             _log.warning("%s", error)
 
@@ -141,7 +144,7 @@ def _make_agent(config: RunConfig) -> Agent:
         shared_engine(partial(make_engine, room=_room(config, policy)), policy, text),
         max_completion_length=text.max_completion_length,
         seed=config.seed,
-        critic=lambda: _critic_base(policy, text, config.seed + 1),
+        critic=lambda: _critic_base(policy, config),
         prompts=fitting(task.prompts("train"), policy, text),
     )
     if ranks() is not None:
@@ -181,14 +184,15 @@ def _room(config: RunConfig, policy: TextPolicy) -> int | None:
     return max(text.max_prompt_length, longest) + text.max_completion_length
 
 
-def _critic_base(policy: TextPolicy, text: TextConfig, seed: int) -> Any:
+def _critic_base(policy: TextPolicy, config: RunConfig) -> Any:
+    text = text_config(config)
     # Another model is loaded for each critic and then forgotten: nothing else would need its weights again.
-    model = policy.model if text.critic == "policy" else _other_body(text.critic, policy)
+    model = policy.model if text.critic == "policy" else _other_body(config, policy)
     if text.lora_rank is None and text.critic_kind == "full":
         return critic_base(model, layers=text.critic_layers)
     from sppo.llm.lora import lora_critic_base
 
-    return lora_critic_base(model, text.critic_kind, _lora(text), seed=seed, layers=text.critic_layers)
+    return lora_critic_base(model, text.critic_kind, _lora(text), seed=config.seed + 1, layers=text.critic_layers)
 
 
 def _lora(text: TextConfig) -> Any:
@@ -220,10 +224,30 @@ def _check_tokens(critic: str, tokenizer: Any) -> None:
         )
 
 
-def _other_body(name: str, policy: TextPolicy) -> Any:
+def _rows(model: str) -> int:
+    """Of its embedding."""
+    return shape_of(model if model in SHAPES else find_model(model)).vocab
+
+
+def _check_rows(config: RunConfig, policy: int, critic: int) -> None:
+    """Raise ValueError for a critic of responses that lacks an id which the policy samples, be it of no token.
+
+    A critic of prompts reads what the tokenizer writes, and that both models have.
+    """
+    if AGENTS[config.agent].critic_sees == "steps" and critic < policy:
+        raise ValueError(
+            f"the critic of {config.agent} reads responses, so its model {config.text['critic']} must embed every id "
+            f"that the policy can sample, {policy}, got {critic}"
+        )
+
+
+def _other_body(config: RunConfig, policy: TextPolicy) -> Any:
     """Another model for the critic to start from, computing as the policy does."""
+    name = config.text["critic"]
     _check_tokens(name, policy.tokenizer)
     model: Any = load_model(find_model(name)).to(policy.device)
+    outputs, inputs = policy.model.get_output_embeddings(), model.get_input_embeddings()
+    _check_rows(config, len(outputs.weight), len(inputs.weight))
     model.base_model.products = policy.model.base_model.products
     return model
 

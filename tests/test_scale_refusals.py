@@ -19,6 +19,9 @@ from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import resolve
 from sppo.experiments.text_config import TextConfig
 from sppo.llm.fsdp import join
+from sppo.llm.policy import TextPolicy, load_model
+from sppo.llm.sources import find_model
+from sppo.llm.tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -59,6 +62,20 @@ def test_a_critic_that_reads_other_tokens_is_named(refusal: Any, tmp_path: Path)
     assert refusal("critic", other) == (
         f"sppo: the critic's model {other} numbers its tokens otherwise than the policy's: it cannot read them"
     )
+
+
+def test_a_critic_of_responses_must_embed_what_the_policy_can_sample(tmp_path: Path) -> None:
+    source = find_model("arithmetic")
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    n = model.config.vocab_size
+    model.resize_token_embeddings(n + 2)
+    TextPolicy(model, tokenizer).save_pretrained(tmp_path)
+    few = {"terms": [2, 3], "operands": [1, 9], "train_size": 40, "test_size": 12}
+    run = RunConfig(env_id="text/arithmetic", env_kwargs=few, start=str(tmp_path), text={"critic": "arithmetic"})
+    for start in (lambda config: text.check([config]), lambda config: text.make_agents([config])):
+        start(resolve(replace(run, agent="sppo")))
+        with pytest.raises(ValueError, match=f"model arithmetic must embed .*the policy can sample, {n + 2}, got {n}$"):
+            start(resolve(replace(run, agent="ppo")))
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
