@@ -133,3 +133,12 @@ def test_our_side_of_the_comparison_takes_turns() -> None:
     before = model.get_input_embeddings().weight.clone()
     against_trl.our_steps(model, sizes, lambda: turns.append(int(torch.equal(model.lm_head.weight, before))), steps=2)
     assert turns == [1, 0, 0, 0]  # before and after each of two steps: the first changes the weights
+
+
+def test_bars_against_trl_that_are_missed_are_named() -> None:
+    bars = {"tokens_per_s_ratio": "at least 1", "peak_memory_ratio": "at most 1"}
+    assert against_trl.misses({"tokens_per_s_ratio": 1.0, "peak_memory_ratio": 1.0, "bars": bars}) == []
+    assert against_trl.misses({"tokens_per_s_ratio": 0.9, "peak_memory_ratio": 1.1, "bars": bars}) == [
+        "tokens_per_s_ratio must be at least 1, got 0.9",
+        "peak_memory_ratio must be at most 1, got 1.1",
+    ]
