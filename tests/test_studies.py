@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from sppo.agents import AGENTS
-from sppo.agents.config import AgentConfig, make_config
+from sppo.agents.config import AgentConfig
+from sppo.envs import episodes
 from sppo.envs.chain import SparseChain
+from sppo.experiments.config import RunConfig
+from sppo.experiments.domains import resolve
 from sppo.experiments.evidence import studies
 from sppo.experiments.evidence.studies import CARTPOLE, STUDIES, best_rates, chain_goal, study
 from sppo.experiments.packed import pack
@@ -86,20 +89,37 @@ def sweep(heights: dict[tuple[str, float], list[float]]) -> list[Run]:
     ]
 
 
+def heights(**changed: dict[float, list[float]]) -> dict[tuple[str, float], list[float]]:
+    """Of every agent .6 at 3e-4 and .5 at 1e-4, by two seeds; others where `changed`."""
+    usual = {1e-4: [0.5, 0.5], 3e-4: [0.6, 0.6]}
+    return {(a, rate): h for a in studies.AGENTS for rate, h in {**usual, **changed.get(a, {})}.items()}
+
+
 def test_the_best_rate_has_the_greatest_mean_area() -> None:
-    """PPO: means .5, .6, .55 (a single seed of .9 does not decide); SPPO: .7, .2, .2."""
-    heights = {("ppo", 1e-4): [0.5, 0.5], ("ppo", 3e-4): [0.6, 0.6], ("ppo", 1e-3): [0.9, 0.2]}
-    heights |= {("sppo", 1e-4): [0.7, 0.7], ("sppo", 3e-4): [0.2, 0.2], ("sppo", 1e-3): [0.2, 0.2]}
-    assert best_rates(sweep(heights)) == {(CARTPOLE, "ppo"): 3e-4, (CARTPOLE, "sppo"): 1e-4}
+    """PPO: means .55 (a single seed of .9 does not decide) and .6; SPPO: .7 and .6."""
+    best = best_rates(sweep(heights(ppo={1e-4: [0.9, 0.2]}, sppo={1e-4: [0.7, 0.7]})))
+    assert best == {(CARTPOLE, agent): 1e-4 if agent == "sppo" else 3e-4 for agent in studies.AGENTS}
+
+
+@pytest.mark.parametrize("half", [{"ppo": {1e-3: [0.9, 0.9]}}, {agent: {1e-3: [0.9]} for agent in studies.AGENTS}])
+def test_a_rate_that_some_have_still_to_try_counts_for_none(half: dict[str, dict[float, list[float]]]) -> None:
+    """One agent has run there, or all with one seed of two."""
+    assert set(best_rates(sweep(heights(**half))).values()) == {3e-4}
+
+
+def test_a_task_of_which_one_rate_is_complete_is_not_swept() -> None:
+    """GRPO lacks a seed at 1e-4."""
+    assert best_rates(sweep(heights(grpo={1e-4: [0.5]}))) == {}
 
 
 def test_the_tuned_figure_repeats_runs_whose_best_rate_is_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studies, "RESULTS", tmp_path)
-    pack(sweep({("ppo", 3e-4): [0.6], ("sppo", 1e-4): [0.7]}), tmp_path / "rates.json.gz")
+    pack(sweep(heights(sppo={1e-4: [0.7, 0.7]})), tmp_path / "rates.json.gz")
     (ppo, *_), tuned = (list(STUDIES[name].runs()) for name in ("figure", "tuned"))
-    assert [name for name, _ in tuned] == [f"PrecisionCartPole-v0/sppo/seed{seed}" for seed in range(5)]
+    assert [name for name, _ in tuned] == [f"0.0001/PrecisionCartPole-v0/sppo/seed{seed}" for seed in range(5)]
+    assert tuned[0][1].settings == {"learning_rate": 1e-4}
     assert replace(tuned[0][1], agent="ppo", settings={}) == ppo[1]
 
 
@@ -107,16 +127,41 @@ def test_every_agent_of_a_study_exists() -> None:
     assert set(studies.AGENTS) <= set(AGENTS)
 
 
-def test_dials_that_are_off_are_the_run_that_all_dials_share() -> None:
-    """Without noise, and with two networks, learning is as at the middle of the others; on MountainCar neither is."""
-    off: dict[str, set[str]] = defaultdict(set)
+def whole(config: RunConfig) -> RunConfig:
+    """Resolved, with the environment's own spread of starts where the config has none."""
+    spread = episodes(config.env_id, **config.env_kwargs).start_spread
+    return resolve(replace(config, env_kwargs={**config.env_kwargs, "start_spread": spread}))
+
+
+def test_one_run_is_shared_by_all_dials_of_a_task() -> None:
+    """At the middle of a dial, or where it is off, the whole resolved config is that of the task as it is."""
+    found: dict[str, set[str]] = defaultdict(set)
     for run, config in STUDIES["dials"].runs():
         name, dial, value, *_ = run.split("/")
-        if dial in ("reward noise", "shared network") and value == "0":
-            settings = make_config(AGENTS[config.agent].Config, config.settings)
-            assert not settings.reward_noise and not settings.shared_network
-            off[name].add(dial)
-    assert off == {name: {"reward noise", "shared network"} for name in ("PrecisionCartPole-v0", "SparseChain-v0")}
+        rest = {key: x for key, x in config.env_kwargs.items() if key != "start_spread"}
+        bare = replace(config, settings={}, env_kwargs=rest)
+        middle = {
+            "episodes per update": 8 if name == "MountainCar-v0" else 64,
+            "start spread": {"PrecisionCartPole-v0": 0.05, "MountainCar-v0": 0.1, "SparseChain-v0": 4}[name],
+            "critic learning rate": 1e-3,
+        }.get(dial, 0)
+        assert (whole(config) == whole(bare)) == (float(value) == middle), run
+        if float(value) == middle:
+            found[name].add(dial)
+    always = {"episodes per update", "start spread", "critic learning rate", "critic warm-up"}
+    both = always | {"reward noise", "shared network"}
+    assert found == {"PrecisionCartPole-v0": both, "MountainCar-v0": always, "SparseChain-v0": both}
+
+
+def test_a_shared_network_has_its_like_in_two_networks() -> None:
+    """It learns at the policy's rate; with that for the critic too nothing is left between them but the sharing."""
+    settings = {run: whole(config).settings for run, config in STUDIES["dials"].runs() if run.endswith("/sppo/seed0")}
+    for name in ("PrecisionCartPole-v0", "SparseChain-v0"):
+        shared = settings[f"{name}/shared network/1/sppo/seed0"]
+        apart = settings[f"{name}/critic learning rate/0.0003/sppo/seed0"]
+        assert shared["learning_rate"] == apart["learning_rate"] == apart["critic_learning_rate"]
+        differ = {key for key in shared if shared[key] != apart[key]}
+        assert differ == {"shared_network", "critic_learning_rate"}, "of which the shared one reads the first alone"
 
 
 def test_prompts_of_the_pool_come_again_and_again() -> None:

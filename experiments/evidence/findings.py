@@ -12,7 +12,7 @@ from sppo.experiments.calibration import metrics
 from sppo.experiments.compact import ENDING
 from sppo.experiments.evidence.findings_figures import draw_calibrations, draw_dials, draw_map, draw_tasks
 from sppo.experiments.evidence.gains import Cell, by_setting, cells, gain, pooled_gain
-from sppo.experiments.evidence.studies import AGENTS, RATES, SEEDS, STUDIES, best_rates
+from sppo.experiments.evidence.studies import AGENTS, RATES, SEEDS, STUDIES, best_rates, rate_of
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
@@ -37,11 +37,29 @@ def _figure(runs: Path, images: Path) -> str:
 
 
 def _tuned(runs: Path, images: Path) -> str:
-    """The figure with each agent at its best rate of the sweep: runs that were made anew take the place of others."""
-    anew = {(run.env_id, run.label, run.seed): run for run in unpack(runs)}
-    figure = unpack(runs.with_name(f"figure{ENDING}"))
-    tuned = [anew.get((run.env_id, run.label, run.seed), run) for run in figure]
-    return f"At each agent's best learning rate\n{_by_task(tuned, images / 'tuned')}"
+    """The figure with each agent at its best rate of the sweep, on the tasks where all of its runs are there."""
+    files = [runs.with_name(f"{name}{ENDING}") for name in ("rates", "figure")]
+    rates, figure = (unpack(file) if file.exists() else [] for file in files)
+    found = at_best_rates(figure, unpack(runs), best_rates(rates))
+    if not found:
+        return ""
+    tasks = ", ".join(short_name(env_id) for env_id in sorted({run.env_id for run in found}))
+    return f"At each agent's best learning rate, on what was swept: {tasks}\n{_by_task(found, images / 'tuned')}"
+
+
+def at_best_rates(figure: Sequence[Run], anew: Sequence[Run], best: dict[tuple[str, str], float]) -> list[Run]:
+    """Of each task in `best` every agent's runs at its rate, from the figure or made anew.
+
+    A task is left out where an agent lacks a seed that the figure has there: some would be tuned, and others not.
+    """
+    chosen: list[Run] = []
+    at_best = [run for run in (*figure, *anew) if rate_of(run) == best.get((run.env_id, run.label))]
+    for env_id in sorted({env_id for env_id, _ in best}):
+        seeds = {run.seed for run in figure if run.env_id == env_id}
+        here = [run for run in at_best if run.env_id == env_id]
+        if all({run.seed for run in here if run.label == agent} == seeds for agent in AGENTS):
+            chosen += here
+    return chosen
 
 
 def _gains_table(table: Table) -> str:
@@ -51,7 +69,7 @@ def _gains_table(table: Table) -> str:
     lines = [f"area gained over {first}  " + "".join(f"{short_name(scope):26}" for scope in scopes).rstrip()]
     for agent in others:
         gains = {row.env_id: row.auc_gain for row in table.rows if row.agent == agent}
-        found = [f"{signed(g.estimate)} {bounds(g, signed)}" if (g := gains[s]) else "-" for s in scopes]
+        found = [f"{signed(g.estimate)} {bounds(g, signed)}" if (g := gains.get(s)) else "-" for s in scopes]
         lines.append(f"  {agent:20}  " + "".join(f"{told:26}" for told in found).rstrip())
     return "\n".join(lines)
 

@@ -116,12 +116,27 @@ def _rates() -> Iterator[Named]:
 
 
 def best_rates(runs: Iterable[Run]) -> dict[tuple[str, str], float]:
-    """Of every task and agent of the sweep the learning rate with the greatest mean area under the curve."""
-    areas: dict[tuple[str, str], dict[float, list[float]]] = {}
+    """Of every task and agent of the sweep the learning rate with the greatest mean area under the curve.
+
+    Of a task only rates at which all agents have all the seeds that it has anywhere, and nothing of one with fewer than
+    two such rates: half a sweep would favour the agents that came first.
+    """
+    areas: dict[str, dict[float, dict[str, dict[int, float]]]] = {}
     for run in runs:
-        of_rate = areas.setdefault((run.env_id, run.label), {})
-        of_rate.setdefault(run.config["settings"]["learning_rate"], []).append(area(run))
-    return {key: max(of_rate, key=lambda rate: fmean(of_rate[rate])) for key, of_rate in areas.items()}
+        of_rate = areas.setdefault(run.env_id, {}).setdefault(rate_of(run), {})
+        of_rate.setdefault(run.label, {})[run.seed] = area(run)
+    best: dict[tuple[str, str], float] = {}
+    for env_id, of_task in areas.items():
+        seeds = {seed for of_rate in of_task.values() for of_agent in of_rate.values() for seed in of_agent}
+        whole = [rate for rate, a in of_task.items() if all(a.get(agent, {}).keys() == seeds for agent in AGENTS)]
+        for agent in AGENTS if len(whole) > 1 else ():
+            best[env_id, agent] = max(whole, key=lambda rate: fmean(of_task[rate][agent].values()))
+    return best
+
+
+def rate_of(run: Run) -> float:
+    """Its learning rate."""
+    return float(run.config["settings"]["learning_rate"])
 
 
 def _tuned() -> Iterator[Named]:
@@ -130,7 +145,7 @@ def _tuned() -> Iterator[Named]:
     for name, config in _figure():
         rate = best.get((config.env_id, config.agent), COMMON_RATE)
         if rate != COMMON_RATE:
-            yield name, replace(config, settings={"learning_rate": rate})
+            yield f"{rate:g}/{name}", replace(config, settings={"learning_rate": rate})
 
 
 def chain_goal(horizon: int, success: float) -> int:
@@ -165,7 +180,10 @@ def _cartpole_map() -> Iterator[Named]:
 
 
 def _dials() -> Iterator[Named]:
-    """One thing at a time, on three tasks, whose own value of it is among those compared."""
+    """One thing at a time, on three tasks, whose own value of it is among those compared.
+
+    A shared network learns at the policy's rate, 3e-4: compare it with two networks whose critic has that rate too.
+    """
     rare = {"horizon": 100, "goal": chain_goal(100, 0.01)}
     for base, spreads in (
         (RunConfig(env_id=CARTPOLE, total_episodes=3_200), (0.01, 0.05, 0.1)),
@@ -176,7 +194,7 @@ def _dials() -> Iterator[Named]:
         dials: dict[str, dict[float, dict[str, Any]]] = {
             "episodes per update": {n: {"settings": {"episodes_per_update": n}} for n in (size // 4, size, 4 * size)},
             "start spread": {x: {"env_kwargs": {**base.env_kwargs, "start_spread": x}} for x in spreads},
-            "critic learning rate": {x: {"settings": {"critic_learning_rate": x}} for x in (1e-4, 1e-3, 1e-2)},
+            "critic learning rate": {x: {"settings": {"critic_learning_rate": x}} for x in (1e-4, 3e-4, 1e-3, 1e-2)},
             "critic warm-up": {n: {"settings": {"critic_warmup": n}} for n in (0, 5, 20)},
         }
         if base.env_id in (CARTPOLE, CHAIN):
