@@ -218,13 +218,14 @@ def test_a_server_that_dies_in_a_rollout_is_started_again_and_nothing_counts_twi
     assert time.monotonic() - started < 60
 
 
-def test_adapters_arrive_as_adapters() -> None:
+@pytest.mark.parametrize("server", [False, True], ids=["process", "server"])
+def test_adapters_arrive_as_adapters(server: bool) -> None:
     pytest.importorskip("peft")
     from sppo.llm.lora import LoRA, lora_policy
 
     policy = toy()
     lora_policy(policy, LoRA(rank=4), seed=0)
-    engine = VLLMEngine(policy, kv_cache_gib=KV)
+    engine = VLLMEngine(policy, server=server, kv_cache_gib=KV)
     prefixes = [torch.arange(2, 6)] * 8
     before = [c.logprobs.tolist() for c in generate(engine, prefixes)]
     for seed in range(2):
