@@ -7,9 +7,10 @@ of CASES, on four those of MESHES.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,12 @@ def make_agent(
 
 
 def train(agent: Agent, updates: int) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """Metrics of each update, and first gradients and last weights of both networks, whole."""
+    """Metrics of each update, and the gradients of each step and last weights of both networks, whole."""
     gradients: dict[str, Tensor] = {}
     networks = {"policy": agent.learner, "critic": agent.critic_learner}
     for name, learner in networks.items():
         if learner is not None:
-            learner.step = partial(_note, learner.step, learner.module, name, gradients)
+            learner.step = partial(_note, learner.step, learner.module, name, gradients, itertools.count())
     metrics = [agent.train_once() for _ in range(updates)]
     weights = {
         f"{name} weight {parameter}": weight.clone()
@@ -157,11 +158,15 @@ def train(agent: Agent, updates: int) -> tuple[list[dict[str, float]], dict[str,
     return metrics, gradients | weights
 
 
-def _note(step: Any, module: Any, network: str, gradients: dict[str, Tensor], learns: Any) -> list[float]:
+def _note(
+    step: Any, module: Any, network: str, gradients: dict[str, Tensor], steps: Iterator[int], learns: Any
+) -> list[float]:
+    n = next(steps)
     for name, p in module.named_parameters():
-        key = f"{network} gradient {name}"
-        if key not in gradients and p.grad is not None:
-            gradients[key] = (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone()
+        if p.requires_grad:  # and has a gradient, but where no response of the step carries a signal
+            grad = torch.zeros(p.shape, dtype=p.dtype) if p.grad is None else p.grad
+            whole = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+            gradients[f"{network} gradient {n} {name}"] = whole.clone()  # which the step would scale down
     return step(learns)
 
 
@@ -239,6 +244,21 @@ def outside(ranks: Ranks | None) -> tuple[list[list[float]], list[int]]:
     return [x.flatten().tolist() for x in said], passes
 
 
+def layer_runs(ranks: Ranks, checkpointing: bool) -> list[int]:
+    """How often each layer of the policy begins its perceptron in one pass over rows and back."""
+    agent = make_agent(ranks, agent="sppo", shards={"checkpointing": checkpointing})
+    traj = agent.sampler.rollout(agent.sampler.starts(4))
+    runs = [0] * len(agent.policy.base.layers)
+    for i, layer in enumerate(agent.policy.base.layers):
+
+        def count(*_: Any, i: int = i) -> None:
+            runs[i] += 1
+
+        layer.mlp.register_forward_pre_hook(count)  # what computes again stops at the last tensor that is needed
+    agent.learner.backward(agent.policy.evaluate(traj)[0].sum())
+    return runs
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     ranks = join()
@@ -260,6 +280,7 @@ def leave_the_rest(ranks: Ranks, folder: Path) -> None:
         if ranks.first:
             (folder / f"{name}.json").write_text(json.dumps(told))
 
+    tell("layer runs", [layer_runs(ranks, checkpointing) for checkpointing in (False, True)])
     tell("resumed", resumed(ranks, folder, agent="ppo", critic_shards={"over": 1}))
     exported(ranks, folder)
     shared_passes.TOKENS = 30

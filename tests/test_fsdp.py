@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,15 +62,21 @@ def assert_learned_alike(cases: dict[str, dict[str, Any]], name: str, trained: P
     for own in ("shards", "critic_shards"):
         case.pop(own, None)
     exact = case.get("dtype", "float64") == "float64"
+    tolerance = 1e-6 if exact else 1e-5
     alone, here = train(make_agent(None, **case), UPDATES)
     ranks = json.loads((trained / f"{i}.json").read_text())
     there: dict[str, Tensor] = load_file(trained / f"{i}.safetensors")
     assert here.keys() == there.keys() and {key.split()[1] for key in here} == {"gradient", "weight"}
+    whole: defaultdict[str, float] = defaultdict(float)
+    for key, x in here.items():
+        whole[_step(key)] += float(x.norm() ** 2)
     for key, x in here.items():
         if key.split()[1] == "weight":
-            torch.testing.assert_close(there[key], x, rtol=0, atol=1e-6 if exact else 1e-5)
+            torch.testing.assert_close(there[key], x, rtol=0, atol=tolerance)
         else:
-            assert (there[key] - x).norm() <= 1e-5 * x.norm(), key
+            # Rounding takes narrow weights apart, which shows in tensors whose gradients are small beside the others.
+            size = float(x.norm()) if exact or key.split()[2] == "0" else whole[_step(key)] ** 0.5
+            assert (there[key] - x).norm() <= tolerance * size, key
     moved = max(
         float((x - make_agent(None, **case).policy.state_dict()[key.removeprefix("policy weight ")]).abs().max())
         for key, x in here.items()
@@ -79,9 +86,19 @@ def assert_learned_alike(cases: dict[str, dict[str, Any]], name: str, trained: P
     for other in ranks[1:]:
         assert [apart(m) for m in other] == [apart(m) for m in ranks[0]], "all ranks know the same"
     for one, two in zip(alone, ranks[0], strict=True):
-        assert apart(two) == pytest.approx(apart(one), rel=1e-5, abs=1e-6)
+        assert apart(two) == pytest.approx(apart(one), rel=tolerance, abs=1e-9 if exact else 1e-6)
     if "max_grad_norm" in case:
         assert all(m["train/grad_norm"] > 2 * case["max_grad_norm"] for m in alone)
+
+
+def _step(key: str) -> str:
+    """Of a gradient: its network and its number."""
+    return key.rpartition(" ")[0]
+
+
+def test_with_checkpointing_layers_compute_again_on_the_way_back(trained: Path) -> None:
+    for told in json.loads((trained / "layer runs.json").read_text()):
+        assert told == [[1, 1], [2, 2]], "of two layers, without and with it"
 
 
 def test_ranks_go_on_from_their_slices_and_export_the_whole_model(trained: Path) -> None:
