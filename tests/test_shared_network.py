@@ -70,7 +70,7 @@ def test_the_joint_gradient_is_the_sum_of_both() -> None:
 
 
 @pytest.mark.parametrize("kind", [PPO, SPPO])
-@pytest.mark.parametrize("cut", [{"batch_size": 16}, {"n_minibatches": 12}])
+@pytest.mark.parametrize("cut", [{"batch_size": 10}, {"n_minibatches": 12}])
 def test_both_see_all_their_rows_once_in_each_pass(
     kind: Any, cut: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +90,7 @@ def test_both_see_all_their_rows_once_in_each_pass(
     monkeypatch.setattr(agent.learner, "step", lambda *learns: (taken.append(Counter()), step(*learns))[1])
     assert agent.update(experience)["train/n_updates"] == len(taken) - 1
     valid = experience.traj.valid
-    n = -(-int(valid.sum()) // 16) if "batch_size" in cut else 12
+    n = -(-int(valid.sum()) // 10) if "batch_size" in cut else 12
     assert len(taken) - 1 == 3 * n
     every = Counter(targets[valid].tolist() if kind is PPO else targets.flatten().tolist())
     for one_pass in range(3):
