@@ -28,7 +28,7 @@ def shorter(line: list[str], **values: object) -> list[str]:
     for name, value in values.items():
         line[line.index(name) + 1] = str(value)
     seconds = line.index("--seconds")
-    line[seconds : seconds + 4] = BUDGET
+    line[seconds : seconds + 6] = BUDGET  # --evals and --checkpoint-freq too
     for option, more in (("--settings", "episodes_per_update 8 n_minibatches 2"), ("--text", "threads 1")):
         end = next(i for i in range(line.index(option) + 1, len(line)) if line[i].startswith("--"))
         line[end:end] = more.split()
