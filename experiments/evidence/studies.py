@@ -29,7 +29,7 @@ MAPPED = ("ppo", "sppo", "reinforce")
 """Of the maps: a critic of every step, one of the start, none."""
 SEEDS = range(5)
 SWEEP_SEEDS = range(5, 8)
-"""Of the learning-rate sweep: other seeds and other start policies than those reported."""
+"""Of the learning-rate sweep: other seeds and other start policies than those of the figure."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 COMMON_RATE = 3e-4
 TEXT_SEEDS = range(3)
@@ -250,7 +250,7 @@ STUDIES = {
         runs=_figure,
     ),
     "rates": Study(
-        question="Which learning rate is best for each of the seven, on seeds that no table reports",
+        question="Which learning rate is best for each of the seven, on seeds that the figure does not report",
         runs=_rates,
     ),
     "tuned": Study(
