@@ -254,6 +254,34 @@ def difference(
     return _interval(np.asarray(statistic(xs) - statistic(ys)), replicates, level)
 
 
+def performance_profile(
+    scores: ArrayLike,
+    thresholds: ArrayLike,
+    rng: np.random.Generator | int,
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+) -> tuple[Floats, Floats, Floats]:
+    """The share of runs, over tasks, that score above each threshold, with its pointwise bootstrap interval.
+
+    F(t) = mean_sk [z_sk > t]
+
+    Source: Agarwal et al. 2021, arXiv 2108.13264.
+    Args:
+        scores: (S, K) or (S,).
+        thresholds: (N,).
+        rng, level, resamples: as in `curve_band`.
+    Returns:
+        (N,) estimate, (N,) lower end, (N,) upper end.
+    Raises:
+        ValueError: no scores or thresholds, NaN among them, a bad level or number of resamples.
+    """
+    z, t = _scores("scores", scores), checked("thresholds", thresholds, (1,))
+    draws = _draws(z, resamples, np.random.default_rng(rng))
+    low, high = _ends((draws[..., None] > t).mean((-3, -2)), level)
+    return np.asarray((z[..., None] > t).mean((-3, -2))), low, high
+
+
 def curve_band(
     curves: ArrayLike, rng: np.random.Generator | int, *, level: float = 0.95, resamples: int = 1000
 ) -> tuple[Floats, Floats, Floats]:

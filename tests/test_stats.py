@@ -133,6 +133,14 @@ def test_curve_band_is_pointwise_iqm() -> None:
     assert (low[1], high[1]) == (7.0, 7.0)
 
 
+def test_a_performance_profile_by_hand() -> None:
+    """Two seeds of two tasks, .1 and .5, .6 and .9: all are above 0, three above .1, two above .5, none above .9."""
+    share, low, high = stats.performance_profile([[0.1, 0.6], [0.5, 0.9]], [0, 0.1, 0.5, 0.9], 0)
+    assert share.tolist() == [1, 0.75, 0.5, 0]
+    # a replicate draws seeds inside each task: both of the first task may be .1, and then one half is above it
+    assert (low.tolist(), high.tolist()) == ([1, 0.5, 0.5, 0], [1, 1, 0.5, 0])
+
+
 def test_area_under_curve_by_hand() -> None:
     # a ramp from 0 to 1 over the budget
     assert curves.area_under_curve([0, 10], [0, 1], 10) == 0.5
@@ -166,6 +174,7 @@ def test_first_crossing_by_hand() -> None:
         (lambda: stats.paired_difference([INF], [1.0], 0), r"x must be finite, got inf at index \(0,\)"),
         (lambda: stats.difference([1.0], [NAN], 0), "y must be finite"),
         (lambda: stats.curve_band([1.0], 0), "curves must have 2 dimensions"),
+        (lambda: stats.performance_profile([1.0], [NAN], 0), "thresholds must be free of NaN"),
         (lambda: curves.area_under_curve([0, 0], [1, 1], 1), "x must increase strictly, got 0 then 0 at index 1"),
         (lambda: curves.area_under_curve([0, 1], [1, 1], 0), "budget must be finite and above 0, got 0"),
         (lambda: curves.area_under_curve([0, 1], [1], 1), "same length, got 2 and 1"),

@@ -10,7 +10,13 @@ import numpy as np
 from sppo.experiments import curves
 from sppo.experiments.calibration import metrics
 from sppo.experiments.compact import ENDING
-from sppo.experiments.evidence.findings_figures import draw_calibrations, draw_dials, draw_map, draw_tasks
+from sppo.experiments.evidence.findings_figures import (
+    draw_calibrations,
+    draw_dials,
+    draw_map,
+    draw_profiles,
+    draw_tasks,
+)
 from sppo.experiments.evidence.gains import Cell, by_setting, cells, gain, pooled_gain
 from sppo.experiments.evidence.studies import AGENTS, RATES, SEEDS, STUDIES, best_rates, rate_of
 from sppo.experiments.packed import unpack
@@ -29,6 +35,8 @@ def _in_order(runs: Sequence[Run]) -> list[str]:
 def _by_task(runs: Sequence[Run], image: Path) -> str:
     table = summarize(runs, _in_order(runs))
     save_figure(draw_tasks(table), image)
+    if table.of(ALL_TASKS):
+        save_figure(draw_profiles(table), image.with_name(f"{image.name}-profiles"))
     return f"{format_table(table)}\n\n{_gains_table(table)}"
 
 

@@ -86,6 +86,26 @@ def draw_tasks(table: Table) -> Figure:
     return figure
 
 
+def draw_profiles(table: Table) -> Figure:
+    """Of each agent the share of runs, over tasks, whose area is above a threshold: the further right, the better."""
+    thresholds = np.linspace(0, 1, 101)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        ax = figure.subplots()
+        for agent in table.agents:
+            areas = np.array([[area(run) for run in table.runs_of(env_id, agent)] for env_id in table.env_ids]).T
+            share, low, high = stats.performance_profile(areas, thresholds, 0, level=table.level)
+            colour = colour_of(table.agents, agent)
+            ax.plot(thresholds, share, color=colour, label=agent)
+            ax.fill_between(thresholds, low, high, color=colour, alpha=0.08, linewidth=0)
+        ax.set_xlabel("area under the curve of success")
+        ax.set_ylabel("share of runs above it")
+        tasks = len(table.env_ids)
+        ax.set_title(f"n = {len(areas)} seeds of {tasks} tasks, {100 * table.level:g}% bootstrap bands", loc="left")
+        ax.legend(ncols=2)
+    return figure
+
+
 def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> Figure:
     """A row per task, a column per dial: the mean area of each agent at each value, with its interval."""
     grid: dict[str, dict[str, dict[str, list[Run]]]] = {}
