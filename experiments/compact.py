@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from sppo.experiments import files
+
 ENDING = ".json.gz"
 DIGITS = 4
 
@@ -32,9 +34,7 @@ def write(content: Any, file: Path) -> Path:
     """The whole file or nothing of it; paths below the current folder become relative to it."""
     text = json.dumps(content, separators=(",", ":")).replace(f'"{Path.cwd()}/', '"')
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}")
-    partial.write_bytes(gzip.compress(text.encode(), mtime=0))
-    partial.replace(file)
+    files.replace(file, gzip.compress(text.encode(), mtime=0))
     return file
 
 

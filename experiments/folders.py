@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo.agents import AGENTS
+from sppo.experiments import files
 from sppo.experiments.checkpoints import saved_updates
 from sppo.experiments.config import RunConfig, read_config, to_json
 from sppo.experiments.domains import agent_settings
@@ -72,9 +73,7 @@ def prepare(configs: Sequence[RunConfig], folders: Sequence[Path], resume: bool)
 
 def write_whole(path: Path, content: Any) -> None:
     """Write JSON so that a reader finds the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    files.replace(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def is_finished(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from sppo.experiments import curves
+from sppo.experiments import curves, files
 from sppo.experiments.answer import agent_by_agent, answer, matrix, seeds_of
 from sppo.experiments.diagnostics import diagnostics_figure
 from sppo.experiments.differences import configs_json, differences_table
@@ -169,7 +169,5 @@ def write_report(
         first=escape(table.agents[0]),
     )
     path = out / "report.html"
-    partial = path.with_suffix(".part")
-    partial.write_text(page, "utf-8")
-    partial.replace(path)
+    files.replace(path, page.encode())
     return path

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
+from sppo.experiments import files
 from sppo.experiments.board import LAYOUT, session
 
 Record = dict[str, Any]
@@ -178,11 +179,8 @@ def _rewind(path: Path, update: str, keep_updates: int) -> list[Record]:
             if record[update] > keep_updates:
                 break
             kept.append(record)
-    # Renamed into place: a kill, or a full disk, half way through must not cost the record.
-    temporary = path.with_name(f".{path.name}")
     try:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(temporary, path)
+        files.replace(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
     except OSError as error:
         raise _unwritable(error, path.parent) from error
     return kept
