@@ -12,20 +12,22 @@ if TYPE_CHECKING:
 
 def check_critic(agent: Agent) -> None:
     """Before the critic is made. Raises ValueError for one that cannot be."""
-    name = type(agent).__name__
-    if agent.config.shared_network and agent.critic_sees is None:
+    c, name = agent.config, type(agent).__name__
+    if not c.shared_network:
+        if c.vf_coef != AgentConfig.vf_coef:
+            raise ValueError(
+                f"vf_coef weighs the critic's loss in a shared_network, and {name} has none: vf_coef must be "
+                f"{AgentConfig.vf_coef:g}, got {c.vf_coef:g}"
+            )
+        return
+    if agent.critic_sees is None:
         raise ValueError(f"shared_network needs a critic, and {name} has none")
-    if agent.config.shared_network and not hasattr(agent.sampler, "shared_critic"):
+    if not hasattr(agent.sampler, "shared_critic"):
         raise ValueError(f"shared_network is of control: critics of {type(agent.sampler).__name__} are models apart")
-    if agent.config.shared_network and agent.config.critic_n_epochs is not None:
+    if c.critic_n_epochs is not None:
         raise ValueError(
             f"critic_n_epochs needs a critic that learns by itself, and {name} has the policy's layers "
             "(shared_network): critic_n_epochs must be None"
-        )
-    if not agent.config.shared_network and agent.config.vf_coef != AgentConfig.vf_coef:
-        raise ValueError(
-            f"vf_coef weighs the critic's loss in a shared_network, and {name} has none: vf_coef must be "
-            f"{AgentConfig.vf_coef:g}, got {agent.config.vf_coef:g}"
         )
 
 

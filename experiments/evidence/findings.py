@@ -17,7 +17,7 @@ from sppo.experiments.evidence.findings_figures import (
     draw_profiles,
     draw_tasks,
 )
-from sppo.experiments.evidence.gains import Cell, by_setting, cells, gain, pooled_gain
+from sppo.experiments.evidence.gains import Cell, by_setting, cells, gain, pooled_gain, setting_of
 from sppo.experiments.evidence.studies import AGENTS, RATES, SEEDS, STUDIES, best_rates, rate_of
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
@@ -157,7 +157,7 @@ def _calibrations(results: Path, images: Path) -> str:
         file = results / f"{name}{ENDING}"
         for run in unpack(file) if file.exists() else ():
             if run.calibration:
-                runs.setdefault((f"{name}/{run.name.rsplit('/', 2)[0]}", run.label), []).append(run)
+                runs.setdefault((f"{name}/{setting_of(run)}", run.label), []).append(run)
     if not runs:
         return ""
     save_figure(draw_calibrations(runs), images / "calibration")

@@ -21,11 +21,16 @@ class Cell(NamedTuple):
     seeds: int
 
 
+def setting_of(run: Run) -> str:
+    """What its name has before AGENT/seedK."""
+    return run.name.rsplit("/", 2)[0]
+
+
 def by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """What a name has before AGENT/seedK -> the runs of all agents and seeds there."""
+    """The runs of all agents and seeds at each."""
     settings: dict[str, list[Run]] = {}
     for run in runs:
-        settings.setdefault(run.name.rsplit("/", 2)[0], []).append(run)
+        settings.setdefault(setting_of(run), []).append(run)
     return settings
 
 
