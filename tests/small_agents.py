@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from sppo.agents import Trajectories
+from sppo.agents.stack import can_stack, learn
 from sppo.envs import episodes
 
 CHAIN = "sppo/SparseChain-v0"
@@ -18,6 +20,18 @@ OUTCOMES, GROUPS = [1, 1, 0, 0, 0, 1, 0, 0], [7, 9, 7, 7, 8, 9, 7, 8]
 
 def chain(**dials: Any) -> Any:
     return episodes(CHAIN, **dials)
+
+
+def learned_together_and_alone(make: Callable[[int], Any]) -> list[tuple[Any, Any]]:
+    """Three seeds' agents that learned side by side, each with its twin that learned alone, of the same policy."""
+    together, alone = ([make(seed) for seed in range(3)] for _ in range(2))
+    assert can_stack(together)
+    learn(together, total_episodes=24)
+    pairs = list(zip(together, alone, strict=True))
+    for a, b in pairs:
+        b.learn(total_episodes=24)
+        torch.testing.assert_close(a.learner.flat, b.learner.flat, atol=2e-4, rtol=0)
+    return pairs
 
 
 def told(outcomes: list[float], lengths: list[int] | None = None, keys: list[int] | None = None) -> Trajectories:

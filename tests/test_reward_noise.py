@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_agents import SMALL, chain, told
+from small_agents import SMALL, chain, learned_together_and_alone, told
 
 from sppo.agents import AGENTS, DPO, GRPO, PPO, SPPO, Reinforce, ReMax, RestEM, Trajectories, VinePPO
 from sppo.agents.callbacks import EvalCallback
 from sppo.agents.control import ControlSampler
 from sppo.agents.groups import GroupAgent
 from sppo.agents.noise import flip_outcomes
-from sppo.agents.stack import learn
 
 SUCCESS = ("restem", "dpo")
 
@@ -123,11 +122,7 @@ def test_every_agent_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 def test_seeds_side_by_side_see_what_each_sees_alone() -> None:
     env = chain()
-    together, alone = ([PPO(env, seed=s, reward_noise=0.3, **SMALL) for s in range(3)] for _ in range(2))
-    learn(together, total_episodes=24)
-    for a, b in zip(together, alone, strict=True):
-        b.learn(total_episodes=24)
-        torch.testing.assert_close(a.learner.flat, b.learner.flat, atol=2e-4, rtol=0)
+    learned_together_and_alone(lambda seed: PPO(env, seed=seed, reward_noise=0.3, **SMALL))
 
 
 def test_without_noise_nothing_is_touched() -> None:

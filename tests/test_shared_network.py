@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_agents import SMALL, chain
+from small_agents import SMALL, chain, learned_together_and_alone
 
 from sppo.agents import GRPO, PPO, PPOBCE, SPPO, ControlSampler, Tracker
 from sppo.agents.batch import Experience
-from sppo.agents.stack import can_stack, learn
 from sppo.agents.storage import load_policy, save_policy
 from sppo.agents.update import ValueLoss
 
@@ -127,12 +126,7 @@ def test_it_learns_values_and_goes_on_bit_for_bit(kind: Any, tmp_path: Path) -> 
 def test_seeds_side_by_side_learn_what_each_learns_alone(kind: Any) -> None:
     env = chain()
     made: dict[str, Any] = SMALL | {"shared_network": True, "learning_rate": 3e-3}
-    together, alone = ([kind(env, seed=seed, **made) for seed in range(3)] for _ in range(2))
-    assert can_stack(together)
-    learn(together, total_episodes=24)
-    for a, b in zip(together, alone, strict=True):
-        b.learn(total_episodes=24)
-        torch.testing.assert_close(a.learner.flat, b.learner.flat, atol=2e-4, rtol=0)
+    learned_together_and_alone(lambda seed: kind(env, seed=seed, **made))
 
 
 def test_a_start_policy_needs_no_head(tmp_path: Path) -> None:

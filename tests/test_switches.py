@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_agents import SMALL, chain, grouped, told
+from small_agents import SMALL, chain, grouped, learned_together_and_alone, told
 
 from sppo.agents import AGENTS, DPO, GRPO, PPO, SPPO, ControlSampler, Reinforce, ReMax, Tracker, Trajectories
 from sppo.agents.diagnostics import credit_metrics
 from sppo.agents.groups import GroupAgent
 from sppo.agents.reference import Penalised
-from sppo.agents.stack import can_stack, learn
+from sppo.agents.stack import can_stack
 from sppo.agents.update import minimise_all
 from sppo.envs import episodes
 
@@ -284,12 +284,7 @@ def test_every_agent_has_every_switch(name: str, settings: dict[str, Any]) -> No
 def test_stacked_is_alone_whatever_the_switches(settings: dict[str, Any]) -> None:
     env = episodes("sppo/PrecisionCartPole-v0", horizon=20, tolerance=8.0)
     made: dict[str, Any] = SMALL | {"learning_rate": 3e-3} | settings
-    stacked, alone = ([PPO(env, seed=seed, **made) for seed in range(3)] for _ in range(2))
-    assert can_stack(stacked)
-    learn(stacked, total_episodes=24)
-    for a, b in zip(stacked, alone, strict=True):
-        b.learn(total_episodes=24)
-        torch.testing.assert_close(a.learner.flat, b.learner.flat, atol=2e-4, rtol=0)
+    for a, b in learned_together_and_alone(lambda seed: PPO(env, seed=seed, **made)):
         torch.testing.assert_close(a.critic_learner.flat, b.critic_learner.flat, atol=2e-4, rtol=0)
 
 
