@@ -79,10 +79,10 @@ class Study:
 
 
 def budget(env_id: str) -> int:
-    """Episodes: the paper's, or as many as four million steps hold if each takes the whole horizon; half of that for
-    Hopper, whose physics costs ten times as much as any other's."""
+    """Episodes: the paper's, or as many as four million steps hold if each takes the whole horizon; a quarter of that
+    for Hopper, whose physics costs ten times as much as any other's."""
     horizon = 200 if env_id == CARTPOLE else 1000
-    return min(task(env_id).total_episodes, STEPS // horizon) // (2 if env_id == HOPPER else 1)
+    return min(task(env_id).total_episodes, STEPS // horizon) // (4 if env_id == HOPPER else 1)
 
 
 def _seeds(prefix: str, config: RunConfig, seeds: Iterable[int]) -> Iterator[Named]:
@@ -98,7 +98,7 @@ def _tasks(agents: Sequence[str], seeds: Iterable[int], divisor: int = 1, **sett
                 agent=agent,
                 env_id=env_id,
                 total_episodes=budget(env_id) // divisor,
-                n_evals=max(1, (20 if env_id == HOPPER else 40) // divisor),
+                n_evals=max(1, (10 if env_id == HOPPER else 40) // divisor),
                 n_eval_episodes=100,
                 settings=settings,
             )
