@@ -169,3 +169,12 @@ def test_prompts_of_the_pool_come_again_and_again() -> None:
     for _, config in STUDIES["text-pool"].runs():
         train = make_task("arithmetic", **{**task(config.env_id).env_kwargs, **config.env_kwargs}).prompts("train")
         assert task(config.env_id).total_episodes // len(train) == 37
+
+
+def test_smollm2_has_one_run_of_each_at_the_task_s_own_settings(tmp_path: Path) -> None:
+    """Group methods spend the same 960 responses on fewer prompts."""
+    jobs, names = STUDIES["smollm2"].jobs(tmp_path), [name for name, _ in STUDIES["smollm2"].runs()]
+    assert names == [f"addition/{agent}/seed0" for agent in studies.AGENTS]
+    for (config,), _ in jobs:
+        assert (config.total_episodes, config.n_evals, config.start) == (960, 5, "smollm2")
+        assert config.settings["episodes_per_update"] == 64

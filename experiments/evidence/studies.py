@@ -227,6 +227,12 @@ def _text_pool() -> Iterator[Named]:
     return _on_text("arithmetic", env_kwargs={"train_size": POOL})
 
 
+def _smollm2() -> Iterator[Named]:
+    """A pretrained model, with the task's own settings; one run each, for each takes minutes of all cores."""
+    for agent in AGENTS:
+        yield from _seeds(f"addition/{agent}", RunConfig(agent=agent, env_id=TEXT + "addition"), [0])
+
+
 def _text_map() -> Iterator[Named]:
     """Chains whose worked steps take about the horizon, from models that miss each step so often."""
     for horizon, terms in TERMS.items():
@@ -276,6 +282,10 @@ STUDIES = {
     "text-pool": Study(
         question="The same seven on arithmetic with few prompts, which a table can track",
         runs=_text_pool,
+    ),
+    "smollm2": Study(
+        question="The same seven on a pretrained model of 135 million parameters that learns addition, one run each",
+        runs=_smollm2,
     ),
     "text-map": Study(
         question="PPO and SPPO over horizon and success of the start model, on chains of arithmetic",
