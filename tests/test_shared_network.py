@@ -110,6 +110,22 @@ def test_values_are_learned_where_no_choice_carries_loss(kind: Any, rows: int) -
     assert not torch.equal(agent.policy.value_weight, before)
 
 
+def adam_steps(learner: Any) -> int:
+    return int(learner.optimizer.state[learner.flat]["step"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_target_kl_stops_a_critic_in_the_policys_layers_and_no_other(kind: Any) -> None:
+    """Of 16 minibatches."""
+    settings = {"target_kl": 1e-9, "learning_rate": 0.01}
+    agents = [shared(kind, **settings), kind(chain(), **SMALL | settings)]
+    for agent in agents:
+        metrics = agent.train_once()
+        assert metrics["train/early_stop"] == 1
+        assert 0 < adam_steps(agent.learner) == metrics["train/n_updates"] < 16
+    assert agents[0].critic_learner is None and adam_steps(agents[1].critic_learner) == 16
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_values_and_goes_on_bit_for_bit(kind: Any, tmp_path: Path) -> None:
     agent = shared(kind, learning_rate=3e-3)
