@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from tqdm.auto import tqdm
 
 from sppo.envs import Episodes, episodes
 from sppo.envs.sb3 import EpisodeVecEnv
+from sppo.experiments.files import replace
 from sppo.experiments.settings import make
 
 
@@ -151,8 +151,9 @@ def train_expert(
     }
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "episodes.safetensors", save(arrays))
-    _write(out / "expert.json", (json.dumps(report, indent=2) + "\n").encode())
+    # The settings first: episodes that are there can be asked for them.
+    replace(out / "expert.json", (json.dumps(report, indent=2) + "\n").encode())
+    replace(out / "episodes.safetensors", save(arrays))
     return report
 
 
@@ -265,10 +266,3 @@ def play(
         observations[rows, t], actions_taken[rows, t] = seen, done
         lengths[rows] = t + 1
     return observations, actions_taken, lengths, task.success.copy()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write to a neighbouring name, then rename, so that the file is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from sppo.experiments.evidence import commands
-from sppo.experiments.evidence.commands import StudyCommand, make_starts
+from sppo.experiments.evidence.commands import EXPERTS, StudyCommand, make_starts
 from sppo.experiments.evidence.studies import CARTPOLE, CARTPOLE_SEEDS, STARTS_MADE
+from sppo.experiments.experts import ExpertConfig, expert_config
 from sppo.experiments.sft import SFTConfig, WindowMissed, sft_config
 
 FOLDER = STARTS_MADE / "25" / "0.05" / "PrecisionCartPole-v0"
@@ -59,6 +60,37 @@ def test_starts_that_were_cloned_otherwise_are_refused(monkeypatch: pytest.Monke
     (FOLDER / "4.json").unlink()
     with pytest.raises(ValueError, match=f"cannot read how {FOLDER} was made from 4.json"):
         make_starts({FOLDER})
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[ExpertConfig]:
+    """The experts that are trained, in a folder without any: nothing but their records and empty files are written."""
+    asked: list[ExpertConfig] = []
+
+    def train_expert(env_id: str, out: Path, *, config: ExpertConfig) -> None:
+        asked.append(config)
+        out.mkdir(parents=True)
+        (out / "expert.json").write_text(json.dumps({"config": asdict(config)}))
+        (out / "episodes.safetensors").touch()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sppo.experiments.experts.train_expert", train_expert)
+    monkeypatch.setattr(commands, "_make_start", lambda *_: None)
+    return asked
+
+
+def test_an_expert_is_trained_once_and_one_that_was_trained_otherwise_is_refused(asked: list[ExpertConfig]) -> None:
+    for _ in range(2):
+        make_starts({FOLDER})
+    assert asked == [expert_config(CARTPOLE, env_kwargs={"horizon": 25})]
+    record = EXPERTS / "h25" / "PrecisionCartPole-v0" / "expert.json"
+    record.write_text(json.dumps({"config": asdict(replace(asked[0], gamma=0.9))}))
+    with pytest.raises(ValueError, match=f"{record.parent} was made with gamma = 0.9, and 0.98 is asked for: delete"):
+        make_starts({FOLDER})
+    record.unlink()
+    with pytest.raises(ValueError, match=f"cannot read how {record.parent} was made from expert.json"):
+        make_starts({FOLDER})
+    assert len(asked) == 1
 
 
 def test_another_seed_is_tried_only_where_the_window_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:

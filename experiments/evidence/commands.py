@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tqdm.auto import tqdm
@@ -38,9 +38,8 @@ def make_starts(wanted: Collection[Path]) -> None:
     """The clones of these folders, of the map over CartPole, and an expert for each horizon, where they are missing.
 
     Raises:
-        ValueError: if some that are there were cloned with other settings.
+        ValueError: if some that are there were cloned, or the expert that is there trained, with other settings.
     """
-    from sppo.experiments.experts import expert_config, train_expert
     from sppo.experiments.sft import sft_config
 
     for horizon in CARTPOLE_HORIZONS:
@@ -53,10 +52,21 @@ def make_starts(wanted: Collection[Path]) -> None:
             missing = [file for file in files if not file.exists()]
             for file in set(files) - set(missing):
                 check_made(file.with_suffix(".json"), config, free=("seed",))
-            if missing and not (expert / "episodes.safetensors").exists():
-                train_expert(CARTPOLE, expert, config=expert_config(CARTPOLE, env_kwargs=env_kwargs))
+            if missing:
+                _have_expert(env_kwargs, expert)
             for file in tqdm(missing, desc=str(folder), disable=None):
                 _make_start(config, expert, file)
+
+
+def _have_expert(env_kwargs: dict[str, Any], folder: Path) -> None:
+    """The expert of these options, trained where it is missing."""
+    from sppo.experiments.experts import expert_config, train_expert
+
+    config = expert_config(CARTPOLE, env_kwargs=env_kwargs)
+    if (folder / "episodes.safetensors").exists():
+        check_made(folder / "expert.json", config)
+    else:
+        train_expert(CARTPOLE, folder, config=config)
 
 
 def _make_start(config: SFTConfig, expert: Path, file: Path) -> None:
