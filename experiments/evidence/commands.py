@@ -113,14 +113,20 @@ class StudyCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class Redraw:
-    """Print the tables of docs/RESULTS.md and draw its figures, from the packed runs of the studies."""
+    """Print the tables behind docs/RESULTS.md and draw its figures, from the packed runs of the studies."""
 
     results: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")] = RESULTS
     """The folder of packed runs: NAME.json.gz for each study."""
     out: Path = Path("docs/images")
     """Where the figures go."""
+    tables: Path = Path("docs/results/tables.txt")
+    """Where the tables go, which are printed too."""
 
     def __call__(self) -> None:
+        from sppo.experiments import files
         from sppo.experiments.evidence.findings import redraw
 
-        print(redraw(self.results, self.out))
+        told = redraw(self.results, self.out) + "\n"
+        self.tables.parent.mkdir(parents=True, exist_ok=True)
+        files.replace(self.tables, told.encode())
+        print(told, end="")
