@@ -105,7 +105,8 @@ class Agent(WithReference):
         """A critic of what this algorithm's sees: a network of its own, or, if so configured, the policy's layers."""
         if self.config.shared_network:
             return self.sampler.shared_critic(self.critic_sees, value_loss)
-        return (self.sampler.step_critic if self.critic_sees == "steps" else self.sampler.start_critic)(value_loss)
+        make = self.sampler.step_critic if self.critic_sees == "steps" else self.sampler.start_critic
+        return make(value_loss, **({} if (width := self.config.critic_width) is None else {"width": width}))
 
     def starts(self) -> Any:
         """Where the episodes of one update start."""

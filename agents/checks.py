@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 def check_critic(agent: Agent) -> None:
     """Before the critic is made. Raises ValueError for one that cannot be."""
     c, name = agent.config, type(agent).__name__
+    if c.critic_width is not None:
+        if agent.critic_sees is None or c.shared_network:
+            whose = "the policy's layers" if c.shared_network else "none"
+            raise ValueError(f"critic_width needs a critic with layers of its own, and {name} has {whose}")
+        if not hasattr(agent.sampler, "shared_critic"):
+            raise ValueError(f"critic_width is of control: critics of {type(agent.sampler).__name__} are models apart")
     if not c.shared_network:
         if c.vf_coef != AgentConfig.vf_coef:
             raise ValueError(

@@ -47,6 +47,7 @@ class AgentConfig:
             vf_coef x the critic's, with the policy's learning rate and passes; `critic_learning_rate` is not read.
         vf_coef: see there.
         reward_noise: chance of an outcome of 0 or 1 to be seen flipped; evaluation sees the truth.
+        critic_width: units of each of the critic's hidden layers, where they differ from the policy's.
         critic_warmup: first updates, in which the critic learns and the policy stays as it is.
         adam_eps: Adam's epsilon.
         weight_decay: the share of the weights, times the learning rate, that each step takes off them (AdamW).
@@ -79,6 +80,7 @@ class AgentConfig:
     shared_network: bool = False
     vf_coef: float = 0.5
     reward_noise: float = 0.0
+    critic_width: int | None = None
     critic_warmup: int = 0
     adam_eps: float = 1e-5
     weight_decay: float = 0.0
@@ -93,6 +95,7 @@ class AgentConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in (
             "critic_n_epochs",
+            "critic_width",
             "n_steps",
             "batch_size",
             "microbatch_size",

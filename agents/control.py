@@ -55,7 +55,7 @@ class ControlSampler:
         self._check(self.policy)
 
     def _make(self, kind: Callable[..., _M], *args: Any, **kwargs: Any) -> _M:
-        return kind(*args, generator=self._torch_generator, **self.network, **kwargs)
+        return kind(*args, generator=self._torch_generator, **self.network | kwargs)
 
     def _check(self, policy: ControlPolicy) -> None:
         want = make_policy(self.env.single_observation_space, self.env.single_action_space, net_arch=())
@@ -63,21 +63,23 @@ class ControlSampler:
         if got != expected:
             raise ValueError(f"the policy must be (kind, observations, actions) = {expected} for this task, got {got}")
 
-    def step_critic(self, value_loss: ValueLossName) -> StepCritic:
-        """A new critic of every state, standardising observations as the policy does."""
-        return self._critic(StepCritic, value_loss)
+    def step_critic(self, value_loss: ValueLossName, width: int | None = None) -> StepCritic:
+        """A new critic of every state, standardising observations as the policy does, its hidden layers as many, and as
+        wide unless told otherwise."""
+        return self._critic(StepCritic, value_loss, width)
 
-    def start_critic(self, value_loss: ValueLossName) -> StartCritic:
-        """A new critic of the start state alone, standardising observations as the policy does."""
-        return self._critic(StartCritic, value_loss)
+    def start_critic(self, value_loss: ValueLossName, width: int | None = None) -> StartCritic:
+        """The same of the start state alone."""
+        return self._critic(StartCritic, value_loss, width)
 
     def shared_critic(self, sees: Literal["start", "steps"], value_loss: ValueLossName) -> Any:
         """A critic of the one or the other behind the policy's hidden layers, which are given a head for it."""
         self.policy.add_value_head(self._torch_generator)
         return {"start": SharedStartCritic, "steps": SharedStepCritic}[sees](self.policy, value_loss=value_loss)
 
-    def _critic(self, kind: type[_M], value_loss: ValueLossName) -> _M:
-        critic = self._make(kind, self.policy.n_inputs, value_loss=value_loss)
+    def _critic(self, kind: type[_M], value_loss: ValueLossName, width: int | None) -> _M:
+        layers = self.policy.net_arch if width is None else (width,) * len(self.policy.net_arch)
+        critic = self._make(kind, self.policy.n_inputs, value_loss=value_loss, net_arch=layers)
         critic.standardise_as(self.policy)
         return critic
 

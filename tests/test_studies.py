@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +162,24 @@ def test_a_shared_network_has_its_like_in_two_networks() -> None:
         assert shared["learning_rate"] == apart["learning_rate"] == apart["critic_learning_rate"]
         differ = {key for key in shared if shared[key] != apart[key]}
         assert differ == {"shared_network", "critic_learning_rate"}, "of which the shared one reads the first alone"
+
+
+def test_critics_of_a_study_differ_in_size_alone() -> None:
+    """One of them is as large as the task's own: two of the model's four layers, and the width of the policy's."""
+    found: dict[str, list[RunConfig]] = defaultdict(list)
+    for run, config in STUDIES["critics"].runs():
+        found[run.split("/", 2)[1]].append(resolve(config))
+    for dial, sizes, own in (("critic layers", (1, 2, 4), 2), ("critic width", (16, 64, 256), None)):
+        name = dial.replace(" ", "_")
+        of = "text" if dial == "critic layers" else "settings"
+        assert Counter(getattr(config, of)[name] for config in found[dial]) == Counter(
+            sizes * (3 if of == "text" else 5)
+        )
+        alike = [replace(config, **{of: {**getattr(config, of), name: own}}) for config in found[dial]]
+        assert len({repr(config) for config in alike}) == len(alike) / 3, "but for their seeds they are one"
+        plain = RunConfig(agent="sppo", env_id=alike[0].env_id)
+        assert getattr(resolve(plain), of) == getattr(alike[0], of)
+    assert found["critic width"][0].net_arch == (64, 64)
 
 
 def test_prompts_of_the_pool_come_again_and_again() -> None:

@@ -183,6 +183,7 @@ def test_what_the_divergence_may_be() -> None:
         ({"kl_estimator": "k4"}, "kl_estimator must be one of k1, k2, k3, None, got 'k4'"),
         ({"kl_in": "both"}, "kl_in must be one of loss, reward, got 'both'"),
         ({"critic_warmup": -1}, "critic_warmup must not be negative, got -1"),
+        ({"critic_width": 0}, "critic_width must be positive or None, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             small(PPO, **wrong)
@@ -251,6 +252,33 @@ def test_warm_up_needs_a_critic() -> None:
             small(kind, critic_warmup=1)
 
 
+# The critic's size.
+
+
+@pytest.mark.parametrize("name", WITH_CRITIC)
+def test_a_critic_may_be_narrower_or_wider_than_its_policy(name: str, tmp_path: Path) -> None:
+    """On the chain's two observations: 2 x 3 + 3 weights and biases, 3 x 3 + 3, and 3 + 1 of the value."""
+    agent = small(AGENTS[name], net_arch=(16, 8), critic_width=3)
+    assert agent.policy.net_arch == (16, 8) and agent.critic.net_arch == (3, 3)
+    assert sum(p.numel() for p in agent.critic.parameters()) == 9 + 12 + 4
+    agent.train_once()
+    agent.save(tmp_path)
+    loaded = AGENTS[name].load(tmp_path, chain())
+    agent.train_once(), loaded.train_once()
+    assert torch.equal(agent.critic_learner.flat, loaded.critic_learner.flat)
+
+
+def test_a_critic_as_wide_as_the_policy_is_the_usual_one() -> None:
+    usual, told_so = small(SPPO), small(SPPO, critic_width=16)
+    assert torch.equal(usual.critic_learner.flat, told_so.critic_learner.flat)
+
+
+def test_a_width_needs_a_critic_with_layers_of_its_own() -> None:
+    for kind, settings, whose in ((Tracker, {}, "none"), (PPO, {"shared_network": True}, "the policy's layers")):
+        with pytest.raises(ValueError, match=f"layers of its own, and {kind.__name__} has {whose}"):
+            small(kind, critic_width=3, **settings)
+
+
 # Together.
 
 
@@ -278,6 +306,7 @@ def test_every_agent_has_every_switch(name: str, settings: dict[str, Any]) -> No
         {"kl_coef": 0.3, "kl_in": "reward"},
         {"mask_threshold": 0.5, "aggregation": "sequence_mean"},
         {"critic_warmup": 1},
+        {"critic_width": 3},
     ],
     ids=str,
 )

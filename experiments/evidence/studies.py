@@ -40,6 +40,7 @@ HORIZONS = (10, 30, 100, 300, 1000)
 HOPPER = "sppo/Hopper-v0"
 CHAIN = "sppo/SparseChain-v0"
 CARTPOLE = "sppo/PrecisionCartPole-v0"
+LUNAR = "sppo/LunarLander-v0"
 CARTPOLE_HORIZONS = (25, 50, 100, 200, 400)
 CARTPOLE_SEEDS = range(20)
 """Of the map over CartPole, where five left SPPO and PPO undecided."""
@@ -250,6 +251,19 @@ def _text_map() -> Iterator[Named]:
                 yield from _seeds(f"{horizon}/{success:g}/{agent}", config, TEXT_SEEDS)
 
 
+def _critics() -> Iterator[Named]:
+    """SPPO with the critic of the task, a smaller and a larger one: of a model's four layers the first one, two or all,
+    and on LunarLander, whose starts differ, hidden layers of 16, 64 or 256 units beside the policy's 64."""
+    of_text = RunConfig(agent="sppo", env_id=TEXT + "arithmetic", total_episodes=4_800, n_evals=10)
+    for layers in (1, 2, 4):
+        config = replace(of_text, text={"critic_layers": layers})
+        yield from _seeds(f"arithmetic/critic layers/{layers}/sppo", config, TEXT_SEEDS)
+    of_control = RunConfig(agent="sppo", env_id=LUNAR, total_episodes=budget(LUNAR), n_evals=20, n_eval_episodes=100)
+    for width in (16, 64, 256):
+        config = replace(of_control, settings={"critic_width": width})
+        yield from _seeds(f"{short_name(LUNAR)}/critic width/{width}/sppo", config, SEEDS)
+
+
 STUDIES = {
     "figure": Study(
         question="Seven ways to give credit on the paper's five control tasks, at the same settings",
@@ -290,6 +304,10 @@ STUDIES = {
     "text-map": Study(
         question="PPO and SPPO over horizon and success of the start model, on chains of arithmetic",
         runs=_text_map,
+    ),
+    "critics": Study(
+        question="SPPO with a small and a large critic, on arithmetic and LunarLander",
+        runs=_critics,
     ),
 }
 
