@@ -25,8 +25,8 @@ from sppo.agents.losses import ValueLossName, aggregation_weights, probability_m
 from sppo.agents.noise import flip_outcomes
 from sppo.agents.policy_and_critic import update_all
 from sppo.agents.protocols import Episodes, Sampler
-from sppo.agents.reference import Penalised, WithReference
-from sppo.agents.sampling import Stream
+from sppo.agents.reference import WithReference
+from sppo.agents.sampling import AsSeen, Stream
 from sppo.agents.update import PolicyLoss
 
 
@@ -203,7 +203,7 @@ class Agent(WithReference):
         if self.stream is not None:
             experience = self.credit(self.as_seen(self.stream.next(self.config.episodes_per_update)))
         elif self.charges_in_reward or self.config.reward_noise:
-            experience = self.collect(Penalised(self.sampler, self.as_seen), self.starts())
+            experience = self.collect(AsSeen(self.sampler, self.as_seen), self.starts())
         else:
             experience = self.collect(self.sampler, self.starts())
         sampled = time.perf_counter()

@@ -31,8 +31,8 @@ class AgentConfig:
         clip_range_high: the same above 1, where it differs.
         ent_coef: weight of the entropy bonus.
         max_grad_norm: gradients of each network are scaled down to this norm.
-        target_kl: the policy's update ends before the first minibatch whose KL estimate exceeds 1.5 times this. A critic
-            with layers of its own goes on; in a `shared_network` it stops too, for it would move the policy's.
+        target_kl: the policy's update ends before the first minibatch whose KL estimate exceeds 1.5 times this. A
+            critic with layers of its own goes on; in a `shared_network` it stops too, for it would move the policy's.
         normalize_advantage: whiten the advantages of each batch.
         aggregation: how per-step losses are averaged.
         mask_threshold: rho in (0, 1): only steps whose action had a probability below rho carry loss, or, where actions

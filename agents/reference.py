@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -26,19 +25,6 @@ def evaluate(policy: Any, traj: Choices, rows_at_a_time: int | None) -> Tensor:
     size = rows_at_a_time or len(traj)
     with torch.no_grad():
         return torch.cat([policy.evaluate(traj[slice(i, i + size)])[0] for i in range(0, len(traj), size)])
-
-
-class Penalised:
-    """A sampler whose rewards are changed by `penalise`, whatever is sampled: episodes, greedy rows, continuations."""
-
-    def __init__(self, sampler: Any, penalise: Callable[[Trajectories], Trajectories]) -> None:
-        self.sampler, self.penalise = sampler, penalise
-
-    def rollout(self, *args: Any, **kwargs: Any) -> Trajectories:
-        return self.penalise(self.sampler.rollout(*args, **kwargs))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sampler, name)
 
 
 class WithReference:

@@ -1,8 +1,8 @@
-"""Streams of fixed length, and batches joined into one. No domain."""
+"""Samplers made of samplers, and batches joined into one. No domain."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -13,6 +13,19 @@ from torch import Tensor
 
 from sppo.agents.batch import Trajectories
 from sppo.agents.protocols import Snapshot
+
+
+class AsSeen:
+    """A sampler of episodes as a learner sees them, whatever is sampled: episodes, greedy rows, continuations."""
+
+    def __init__(self, sampler: Any, as_seen: Callable[[Trajectories], Trajectories]) -> None:
+        self.sampler, self.as_seen = sampler, as_seen
+
+    def rollout(self, *args: Any, **kwargs: Any) -> Trajectories:
+        return self.as_seen(self.sampler.rollout(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sampler, name)
 
 
 class Stream:

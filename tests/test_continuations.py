@@ -14,7 +14,7 @@ from fake_text import toy_sampler
 from sppo.agents import ControlSampler, DrGRPO, ReMax, SPOChain, SPOTree, VinePPO
 from sppo.agents.credit import outcome_advantage
 from sppo.agents.plans import continuation_returns, every, grow_tree
-from sppo.agents.reference import Penalised
+from sppo.agents.sampling import AsSeen
 from sppo.agents.segments import tree_values
 from sppo.envs import episodes
 from sppo.llm.tasks import make_task
@@ -183,7 +183,7 @@ def test_what_is_sampled_to_value_states_is_charged_for_moving_away_too(kind: An
     agent.freeze_reference()
     with torch.no_grad():
         agent.reference.biases[-1].zero_()
-    experience = agent.collect(Penalised(sampler, agent.penalised), agent.starts())
+    experience = agent.collect(AsSeen(sampler, agent.penalised), agent.starts())
     assert experience.advantages.abs().max() < 1e-5
     if kind is VinePPO:
         expected = 1 - (8 - torch.arange(8)) * 0.1 * log(2)

@@ -14,7 +14,7 @@ from small_agents import SMALL, chain, grouped, learned_together_and_alone, told
 from sppo.agents import AGENTS, DPO, GRPO, PPO, SPPO, ControlSampler, Reinforce, ReMax, Tracker, Trajectories
 from sppo.agents.diagnostics import credit_metrics
 from sppo.agents.groups import GroupAgent
-from sppo.agents.reference import Penalised
+from sppo.agents.sampling import AsSeen
 from sppo.agents.stack import can_stack
 from sppo.agents.update import minimise_all
 from sppo.envs import episodes
@@ -127,7 +127,7 @@ def test_all_that_is_sampled_is_charged() -> None:
     with torch.no_grad():
         agent.policy.weights[-1].zero_()
         agent.policy.biases[-1][0, :, 0] = torch.tensor([0.0, 30.0])
-    experience = agent.collect(Penalised(agent.sampler, agent.penalised), agent.starts())
+    experience = agent.collect(AsSeen(agent.sampler, agent.penalised), agent.starts())
     assert experience.values is not None and isinstance(experience.traj, Trajectories)
     for outcomes in (experience.values[:, 0], experience.traj.outcomes):
         assert set((outcomes + 0.8 * log(2)).round(decimals=3).tolist()) <= {0.0, 1.0}
