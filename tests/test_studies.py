@@ -127,35 +127,52 @@ def test_every_agent_of_a_study_exists() -> None:
     assert set(studies.AGENTS) <= set(AGENTS)
 
 
-def whole(config: RunConfig) -> RunConfig:
-    """Resolved, with the environment's own spread of starts where the config has none."""
-    spread = episodes(config.env_id, **config.env_kwargs).start_spread
-    return resolve(replace(config, env_kwargs={**config.env_kwargs, "start_spread": spread}))
+@pytest.mark.parametrize(("name", "made"), [("dials", 360), ("text-dials", 72)])
+def test_the_run_that_dials_share_is_made_once(name: str, made: int) -> None:
+    """Values but for the own one of each dial, and the base: 2 + 2 + 3 + 2 + 2 + 1 + 1 on CartPole and the walk,
+    2 + 2 + 3 + 2 + 1 on MountainCar, each by two agents and five seeds; 2 + 3 + 2 + 2 + 2 + 1 on text, three seeds."""
+    listed, named = list(STUDIES[name].runs()), STUDIES[name].named()
+    assert len(named) == made
+    assert all(run in listed for run in named), "under one of its names"
+    assert len({repr(config) for _, config in named}) == made
 
 
-def test_one_run_is_shared_by_all_dials_of_a_task() -> None:
-    """At the middle of a dial, or where it is off, the whole resolved config is that of the task as it is."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for run, config in STUDIES["dials"].runs():
-        name, dial, value, *_ = run.split("/")
-        rest = {key: x for key, x in config.env_kwargs.items() if key != "start_spread"}
-        bare = replace(config, settings={}, env_kwargs=rest)
-        middle = {
-            "episodes per update": 8 if name == "MountainCar-v0" else 64,
-            "start spread": {"PrecisionCartPole-v0": 0.05, "MountainCar-v0": 0.1, "SparseChain-v0": 4}[name],
-            "critic learning rate": 1e-3,
-        }.get(dial, 0)
-        assert (whole(config) == whole(bare)) == (float(value) == middle), run
-        if float(value) == middle:
-            found[name].add(dial)
-    always = {"episodes per update", "start spread", "critic learning rate", "critic warm-up"}
-    both = always | {"reward noise", "shared network"}
-    assert found == {"PrecisionCartPole-v0": both, "MountainCar-v0": always, "SparseChain-v0": both}
+def test_a_value_of_a_dial_is_what_its_name_says() -> None:
+    """Also the own one, of which the config says nothing: it is the task's."""
+    for run, config in [run for name in ("dials", "text-dials") for run in STUDIES[name].runs()]:
+        _, dial, value, *_ = run.split("/")
+        resolved = resolve(config)
+        if dial == "start spread":
+            found = episodes(config.env_id, **config.env_kwargs).start_spread
+        elif dial == "spread of terms":
+            found = int(np.diff(resolved.env_kwargs["terms"])[0])
+        else:
+            found = resolved.settings[{"critic warm-up": "critic_warmup"}.get(dial, dial.replace(" ", "_"))]
+        assert found == float(value), run
+
+
+def test_what_was_made_once_is_found_under_all_its_names() -> None:
+    """CartPole's base under six; a run that is there under its own name stays."""
+    first = "PrecisionCartPole-v0/episodes per update/64/ppo/seed0"
+    own = "PrecisionCartPole-v0/reward noise/0/ppo/seed0"
+    runs = sweep({("ppo", 1.0): [0.5, 0.6]})
+    made, old = (replace(run, name=name) for run, name in zip(runs, (first, own), strict=True))
+    assert len(study("dials").under_all_names([made])) == 6
+    found = {run.name: run for run in study("dials").under_all_names([made, old])}
+    assert found[own] is old
+    assert found["PrecisionCartPole-v0/start spread/0.05/ppo/seed0"].success_rate == made.success_rate
+
+
+def test_batches_of_text_dials_end_with_the_budget() -> None:
+    """4096 responses are 128, 32 and 8 updates, each with its eight evaluations at the same counts."""
+    sizes = {resolve(config).settings["episodes_per_update"] for _, config in STUDIES["text-dials"].runs()}
+    assert sizes == {32, 128, 512}
+    assert {(c.total_episodes, c.n_evals) for _, c in STUDIES["text-dials"].runs()} == {(4096, 8)}
 
 
 def test_a_shared_network_has_its_like_in_two_networks() -> None:
     """It learns at the policy's rate; with that for the critic too nothing is left between them but the sharing."""
-    settings = {run: whole(config).settings for run, config in STUDIES["dials"].runs() if run.endswith("/sppo/seed0")}
+    settings = {run: resolve(config).settings for run, config in STUDIES["dials"].runs() if run.endswith("/sppo/seed0")}
     for name in ("PrecisionCartPole-v0", "SparseChain-v0"):
         shared = settings[f"{name}/shared network/1/sppo/seed0"]
         apart = settings[f"{name}/critic learning rate/0.0003/sppo/seed0"]
@@ -196,3 +213,20 @@ def test_smollm2_has_one_run_of_each_at_the_task_s_own_settings(tmp_path: Path) 
     for (config,), _ in jobs:
         assert (config.total_episodes, config.n_evals, config.start) == (960, 5, "smollm2")
         assert config.settings["episodes_per_update"] == 64
+
+
+def test_the_sweep_on_text_has_other_seeds_and_a_fifth_of_the_budget() -> None:
+    """Three rates, the common one in the middle; seven agents, three seeds: 63 runs of 1920 responses."""
+    named = STUDIES["text-rates"].named()
+    assert len(named) == 63 and {config.total_episodes for _, config in named} == {9600 // 5}
+    assert {name.split("/")[0] for name, _ in named} == {"3e-05", "0.0001", "0.0003"}
+    reported = {config.seed for _, config in STUDIES["text"].runs()}
+    assert not reported & {config.seed for _, config in named}
+    assert resolve(RunConfig(env_id=named[0][1].env_id)).settings["learning_rate"] == 1e-4
+
+
+def test_the_map_on_text_is_of_two_agents() -> None:
+    """Three horizons, two rates of success, three seeds."""
+    named = STUDIES["text-map"].named()
+    assert len(named) == 3 * 2 * 2 * 3 and {config.agent for _, config in named} == {"ppo", "sppo"}
+    assert len({config.start for _, config in named}) == 6

@@ -18,7 +18,8 @@ from sppo.experiments.evidence.findings_figures import (
     draw_tasks,
 )
 from sppo.experiments.evidence.gains import Cell, by_setting, cells, gain, pooled_gain, setting_of
-from sppo.experiments.evidence.studies import AGENTS, RATES, SEEDS, STUDIES, best_rates, rate_of
+from sppo.experiments.evidence.studies import SEEDS, STUDIES, best_rates, rate_of
+from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
@@ -118,12 +119,13 @@ def _seconds_table(table: Table) -> str:
 
 
 def _dials(runs: Path, images: Path) -> str:
-    loaded = unpack(runs)
-    save_figure(draw_dials(loaded), images / "dials")
+    name = runs.name.removesuffix(ENDING)
+    loaded = STUDIES[name].under_all_names(unpack(runs))
+    save_figure(draw_dials(loaded), images / name)
     lines = ["Area under the curve, sppo - ppo, as one thing varies, [95% t interval over paired seeds]"]
-    for name, here in sorted(by_setting(loaded).items(), key=lambda setting: _by_value(setting[0])):
+    for setting, here in sorted(by_setting(loaded).items(), key=lambda found: _by_value(found[0])):
         difference, n = gain(here, "sppo", "ppo")
-        lines.append(f"  {name:55}  {signed(difference.estimate)} {bounds(difference, signed)}  n = {n}")
+        lines.append(f"  {setting:55}  {signed(difference.estimate)} {bounds(difference, signed)}  n = {n}")
     return "\n".join(lines)
 
 
@@ -135,14 +137,14 @@ def _by_value(name: str) -> tuple[str, str, float]:
 def _rates(runs: Path, images: Path) -> str:
     """The mean area at each learning rate, the best marked."""
     loaded = unpack(runs)
-    best = best_rates(loaded)
+    best, rates = best_rates(loaded), sorted({rate_of(run) for run in loaded})
     lines = [
         f"Mean area by learning rate, seeds {min(r.seed for r in loaded)} to {max(r.seed for r in loaded)}; * best"
     ]
-    lines.append(f"  {'':22}{'':10}  " + "".join(f"{rate:<8g}" for rate in RATES).rstrip())
+    lines.append(f"  {'':22}{'':10}  " + "".join(f"{rate:<8g}" for rate in rates).rstrip())
     for env_id, agent in sorted(best, key=lambda key: (key[0], AGENTS.index(key[1]))):
         mine = [run for run in loaded if (run.env_id, run.label) == (env_id, agent)]
-        areas = {rate: [area(r) for r in mine if r.config["settings"]["learning_rate"] == rate] for rate in RATES}
+        areas = {rate: [area(r) for r in mine if rate_of(r) == rate] for rate in rates}
         cells_ = [
             f"{np.mean(a):.3f}{'*' if rate == best[env_id, agent] else ' '}" if a else "-" for rate, a in areas.items()
         ]
@@ -208,8 +210,10 @@ MAPS = {"chain-map": "SparseChain", "cartpole-map": "Precision CartPole", "text-
 DRAWN: dict[str, Callable[[Path, Path], str]] = {
     "figure": _figure,
     "rates": _rates,
+    "text-rates": _rates,
     "tuned": _tuned,
     "dials": _dials,
+    "text-dials": _dials,
     "text": _text,
     "text-pool": _text,
 }

@@ -6,36 +6,28 @@ in question is the same for all agents: start policies by seed, budgets, setting
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from sppo.experiments.compact import ENDING
-from sppo.experiments.compare import Job
 from sppo.experiments.config import RunConfig
-from sppo.experiments.domains import domain, resolve
-from sppo.experiments.evidence.text_starts import OPERANDS, SUCCESSES, TERMS, chains_start, start_of
+from sppo.experiments.evidence import text_studies
+from sppo.experiments.evidence.study import AGENTS, Dial, Named, Study, by_seed, of_setting, one_at_a_time
 from sppo.experiments.packed import unpack
 from sppo.experiments.results import Run, area
 from sppo.experiments.tasks import TASKS, TEXT, short_name, task
 from sppo.llm.tasks.names import unknown
 
-AGENTS = ("ppo", "sppo", "ppo-bce", "tracker", "reinforce", "grpo", "rloo")
-"""Of the figure; PPO first, whom the others are measured against."""
 MAPPED = ("ppo", "sppo", "reinforce")
-"""Of the maps: a critic of every step, one of the start, none."""
+"""Of the maps over control tasks: a critic of every step, one of the start, none."""
 SEEDS = range(5)
 SWEEP_SEEDS = range(5, 8)
 """Of the learning-rate sweep: other seeds and other start policies than those of the figure."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 COMMON_RATE = 3e-4
-TEXT_SEEDS = range(3)
-TEXT_NAMES = ("arithmetic", "reasoning_gym:spell_backward", "reasoning_gym:basic_arithmetic")
-POOL = 256
-"""Prompts that come again and again, where there is something to track."""
 HORIZONS = (10, 30, 100, 300, 1000)
 HOPPER = "sppo/Hopper-v0"
 CHAIN = "sppo/SparseChain-v0"
@@ -53,42 +45,12 @@ STARTS_MADE = Path("runs/starts")
 STEPS = 4_000_000
 """Of environment, at most, in an episode budget at full horizon."""
 
-Named = tuple[str, RunConfig]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """A question and its runs."""
-
-    question: str
-    runs: Callable[[], Iterator[Named]]
-
-    def named(self, only: str = "") -> list[Named]:
-        """All runs, or those whose name begins so."""
-        return [run for run in self.runs() if run[0].startswith(only)]
-
-    def jobs(self, out: Path, only: str = "") -> list[Job]:
-        """The same, resolved, as many seeds together as their domain trains side by side."""
-        jobs: list[Job] = []
-        for _, named in groupby(self.named(only), lambda run: run[0].rpartition("/")[0]):
-            runs = [(out / name, resolve(config)) for name, config in named]
-            size = domain(runs[0][1]).SIDE_BY_SIDE
-            for first in range(0, len(runs), size):
-                folders, configs = zip(*runs[first : first + size], strict=True)
-                jobs.append((list(configs), list(folders)))
-        return jobs
-
 
 def budget(env_id: str) -> int:
     """Episodes: the paper's, or as many as four million steps hold if each takes the whole horizon; a quarter of that
     for Hopper, whose physics costs ten times as much as any other's."""
     horizon = 200 if env_id == CARTPOLE else 1000
     return min(task(env_id).total_episodes, STEPS // horizon) // (4 if env_id == HOPPER else 1)
-
-
-def _seeds(prefix: str, config: RunConfig, seeds: Iterable[int]) -> Iterator[Named]:
-    for seed in seeds:
-        yield f"{prefix}/seed{seed}", replace(config, seed=seed)
 
 
 def _tasks(agents: Sequence[str], seeds: Iterable[int], divisor: int = 1, **settings: Any) -> Iterator[Named]:
@@ -103,7 +65,7 @@ def _tasks(agents: Sequence[str], seeds: Iterable[int], divisor: int = 1, **sett
                 n_eval_episodes=100,
                 settings=settings,
             )
-            yield from _seeds(f"{short_name(env_id)}/{agent}", config, seeds)
+            yield from by_seed(f"{short_name(env_id)}/{agent}", config, seeds)
 
 
 def _figure() -> Iterator[Named]:
@@ -160,7 +122,7 @@ def _map(horizon: int, success: float, seeds: Iterable[int], **settings: Any) ->
     """One cell: both critics and none."""
     for agent in MAPPED:
         config = RunConfig(agent=agent, total_episodes=3_200, n_evals=25, n_eval_episodes=100, **settings)
-        yield from _seeds(f"{horizon}/{success:g}/{agent}", config, seeds)
+        yield from by_seed(f"{horizon}/{success:g}/{agent}", config, seeds)
 
 
 def _chain_map() -> Iterator[Named]:
@@ -191,64 +153,20 @@ def _dials() -> Iterator[Named]:
         (RunConfig(env_id="sppo/MountainCar-v0", total_episodes=400), (0.02, 0.1, 0.2)),
         (RunConfig(env_id=CHAIN, env_kwargs=rare, start="none", total_episodes=3_200), (0, 4, 20)),
     ):
-        size = task(base.env_id).episodes_per_update
-        dials: dict[str, dict[float, dict[str, Any]]] = {
-            "episodes per update": {n: {"settings": {"episodes_per_update": n}} for n in (size // 4, size, 4 * size)},
-            "start spread": {x: {"env_kwargs": {**base.env_kwargs, "start_spread": x}} for x in spreads},
-            "critic learning rate": {x: {"settings": {"critic_learning_rate": x}} for x in (1e-4, 3e-4, 1e-3, 1e-2)},
-            "critic warm-up": {n: {"settings": {"critic_warmup": n}} for n in (0, 5, 20)},
+        size, (_, spread, _) = task(base.env_id).episodes_per_update, spreads
+        kwargs = {x: {"env_kwargs": {**base.env_kwargs, "start_spread": x}} for x in spreads}
+        dials: dict[str, Dial] = {
+            "episodes per update": of_setting("episodes_per_update", size, (size // 4, size, 4 * size)),
+            "start spread": {**kwargs, spread: {}},
+            "critic learning rate": of_setting("critic_learning_rate", 1e-3, (1e-4, 3e-4, 1e-3, 1e-2)),
+            "critic warm-up": of_setting("critic_warmup", 0, (0, 5, 20)),
         }
         if base.env_id in (CARTPOLE, CHAIN):
             dials |= {
-                "reward noise": {p: {"settings": {"reward_noise": p}} for p in (0, 0.1, 0.3)},
-                "shared network": {n: {"settings": {"shared_network": bool(n)}} for n in (0, 1)},
+                "reward noise": of_setting("reward_noise", 0, (0, 0.1, 0.3)),
+                "shared network": of_setting("shared_network", False, (False, True)),
             }
-        for dial, values in dials.items():
-            for value, changes in values.items():
-                for agent in ("ppo", "sppo"):
-                    config = replace(base, agent=agent, n_evals=25, n_eval_episodes=100, **changes)
-                    yield from _seeds(f"{short_name(base.env_id)}/{dial}/{value:g}/{agent}", config, SEEDS)
-
-
-def _on_text(name: str, **settings: Any) -> Iterator[Named]:
-    """All seven, with settings of the task that are the same for all: see `tasks.TEXT_TASKS`."""
-    for agent in AGENTS:
-        config = RunConfig(agent=agent, env_id=TEXT + name, n_evals=20, **settings)
-        yield from _seeds(f"{short_name(config.env_id).split(':')[-1]}/{agent}", config, TEXT_SEEDS)
-
-
-def _text() -> Iterator[Named]:
-    """On arithmetic from the model that ships, on the others from one that is made: see `text_starts`."""
-    for name in TEXT_NAMES:
-        yield from _on_text(name, **({"start": str(start_of(name))} if task(TEXT + name).start is None else {}))
-
-
-def _text_pool() -> Iterator[Named]:
-    """Each prompt some forty times; evaluated on held-out ones, as always."""
-    return _on_text("arithmetic", env_kwargs={"train_size": POOL})
-
-
-def _smollm2() -> Iterator[Named]:
-    """A pretrained model, with the task's own settings; one run each, for each takes minutes of all cores."""
-    for agent in AGENTS:
-        yield from _seeds(f"addition/{agent}", RunConfig(agent=agent, env_id=TEXT + "addition"), [0])
-
-
-def _text_map() -> Iterator[Named]:
-    """Chains whose worked steps take about the horizon, from models that miss each step so often."""
-    for horizon, terms in TERMS.items():
-        for success in SUCCESSES:
-            for agent in MAPPED:
-                config = RunConfig(
-                    agent=agent,
-                    env_id=TEXT + "arithmetic",
-                    env_kwargs={"terms": [terms, terms], "operands": OPERANDS},
-                    start=str(chains_start(horizon, success)),
-                    total_episodes=1_920,
-                    n_evals=6,
-                    text={"max_completion_length": horizon},
-                )
-                yield from _seeds(f"{horizon}/{success:g}/{agent}", config, TEXT_SEEDS)
+        yield from one_at_a_time(replace(base, n_evals=25, n_eval_episodes=100), dials, SEEDS)
 
 
 def _critics() -> Iterator[Named]:
@@ -257,11 +175,11 @@ def _critics() -> Iterator[Named]:
     of_text = RunConfig(agent="sppo", env_id=TEXT + "arithmetic", total_episodes=4_800, n_evals=10)
     for layers in (1, 2, 4):
         config = replace(of_text, text={"critic_layers": layers})
-        yield from _seeds(f"arithmetic/critic layers/{layers}/sppo", config, TEXT_SEEDS)
+        yield from by_seed(f"arithmetic/critic layers/{layers}/sppo", config, text_studies.TEXT_SEEDS)
     of_control = RunConfig(agent="sppo", env_id=LUNAR, total_episodes=budget(LUNAR), n_evals=20, n_eval_episodes=100)
     for width in (16, 64, 256):
         config = replace(of_control, settings={"critic_width": width})
-        yield from _seeds(f"{short_name(LUNAR)}/critic width/{width}/sppo", config, SEEDS)
+        yield from by_seed(f"{short_name(LUNAR)}/critic width/{width}/sppo", config, SEEDS)
 
 
 STUDIES = {
@@ -291,19 +209,27 @@ STUDIES = {
     ),
     "text": Study(
         question="The same seven on small language models that learn arithmetic and spelling",
-        runs=_text,
+        runs=text_studies.text,
     ),
     "text-pool": Study(
         question="The same seven on arithmetic with few prompts, which a table can track",
-        runs=_text_pool,
+        runs=text_studies.text_pool,
+    ),
+    "text-rates": Study(
+        question="Which learning rate is best for each of the seven on arithmetic, on seeds that text does not report",
+        runs=text_studies.text_rates,
+    ),
+    "text-dials": Study(
+        question="PPO and SPPO on arithmetic as one thing varies: batch, spread of prompts, critic, noise of reward",
+        runs=text_studies.text_dials,
     ),
     "smollm2": Study(
         question="The same seven on a pretrained model of 135 million parameters that learns addition, one run each",
-        runs=_smollm2,
+        runs=text_studies.smollm2,
     ),
     "text-map": Study(
         question="PPO and SPPO over horizon and success of the start model, on chains of arithmetic",
-        runs=_text_map,
+        runs=text_studies.text_map,
     ),
     "critics": Study(
         question="SPPO with a small and a large critic, on arithmetic and LunarLander",

@@ -11,7 +11,8 @@ from typing import Any
 from sppo.experiments import compact
 from sppo.experiments.config import RunConfig, versions
 from sppo.experiments.domains import make_agents, resolve
-from sppo.experiments.evidence.studies import AGENTS, CARTPOLE, CHAIN, chain_goal
+from sppo.experiments.evidence.studies import CARTPOLE, CHAIN, chain_goal
+from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.process import tune_process
 from sppo.experiments.tasks import TEXT
 

@@ -8,7 +8,7 @@ from typing import Any
 from sppo.experiments.evidence import why
 from sppo.experiments.evidence.gradients import bias, cosine, ratio, signal_to_noise
 from sppo.experiments.evidence.positions import POSITIONS, brier, explained
-from sppo.experiments.evidence.studies import AGENTS
+from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.why_series import DIALLED, OWN, PREDICTORS, Measured, Series, at_last, followed, tasks
 from sppo.experiments.stats import Interval
 from sppo.experiments.tasks import short_name
