@@ -19,7 +19,7 @@ from sppo.agents import AGENTS, Agent
 from sppo.agents.callbacks import Callback
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import agent_settings
-from sppo.experiments.prompts import evaluation_prompts, evaluation_task, fitting, training_task
+from sppo.experiments.prompts import evaluation_prompts, evaluation_task, training_task
 from sppo.experiments.ranks import (
     check_started,
     ranks,
@@ -145,7 +145,7 @@ def _make_agent(config: RunConfig) -> Agent:
         max_completion_length=text.max_completion_length,
         seed=config.seed,
         critic=lambda: _critic_base(policy, config),
-        prompts=fitting(task.prompts("train"), policy, text),
+        prompts=policy.with_room(task.prompts("train"), text.max_completion_length, text.max_prompt_length),
     )
     if ranks() is not None:
         sampler.learner = shared_learner(text, config.settings["microbatch_size"])  # type: ignore[attr-defined]
@@ -254,8 +254,7 @@ def _other_body(config: RunConfig, policy: TextPolicy) -> Any:
 
 def _evaluated(config: RunConfig, policy: TextPolicy) -> list[Prompt]:
     """Only the model's own context leaves prompts out here: what is evaluated must not depend on how one trains."""
-    text = dataclasses.replace(text_config(config), max_prompt_length=None)
-    return fitting(evaluation_prompts(config), policy, text)
+    return policy.with_room(evaluation_prompts(config), text_config(config).max_completion_length)
 
 
 def held_out(agent: Agent, config: RunConfig) -> tuple[Any, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,10 @@ from transformers.utils import logging as transformers_logging
 from sppo.agents.batch import Choices, Rows
 from sppo.llm.limits import LOGITS, SHORT
 from sppo.llm.passes import a_pass, device_of
+from sppo.llm.tasks.base import Prompt
 from sppo.llm.tokenizer import encode_prompt
+
+_log = logging.getLogger(__name__)
 
 SHARED = 8  # tokens from which on a beginning that all rows share is worth a pass of its own
 
@@ -122,9 +126,28 @@ class TextPolicy(nn.Module):
         length: int | None = getattr(self.model.config, "max_position_embeddings", None)
         return length
 
-    def no_longer(self, prompts: Iterable[Any], limit: int) -> list[Any]:
-        """The prompts of at most so many tokens."""
-        return [p for p in prompts if len(encode_prompt(self.tokenizer, p.prompt)) <= limit]
+    def with_room(
+        self, prompts: Sequence[Prompt], max_completion_length: int, max_prompt_length: int | None = None
+    ) -> list[Prompt]:
+        """The prompts that leave room for a response in the context, and are not longer than told.
+
+        Raises:
+            ValueError: if none does.
+        """
+        limits = [max_prompt_length, None if self.context is None else self.context - max_completion_length]
+        limit = min((n for n in limits if n is not None), default=None)
+        if limit is None:
+            return list(prompts)
+        kept = [p for p in prompts if len(encode_prompt(self.tokenizer, p.prompt)) <= limit]
+        n, n_kept = len(prompts), len(kept)
+        if not kept:
+            raise ValueError(
+                f"none of the {n} prompts has at most {limit} tokens (the model's context is {self.context}, "
+                f"max_completion_length {max_completion_length}, max_prompt_length {max_prompt_length})"
+            )
+        if n_kept < n:
+            _log.warning("%d of %d prompts are longer than %d tokens; left out", n - n_kept, n, limit)
+        return kept
 
     def reads(self, traj: Choices) -> Tensor:
         """(B,) tokens of each row in one pass."""

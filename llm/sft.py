@@ -118,9 +118,10 @@ def fine_tune(
         HFEngine(policy),
         max_completion_length=config.max_completion_length,
         seed=config.seed,
-        prompts=_with_room(task.prompts("train"), policy, config),
+        prompts=policy.with_room(task.prompts("train"), config.max_completion_length),
     )
-    held_out = sampler.with_prompts(_with_room(task.prompts("test"), policy, config), seed=config.seed)
+    shown = policy.with_room(task.prompts("test"), config.max_completion_length)
+    held_out = sampler.with_prompts(shown, seed=config.seed)
     told = _Told(config, held_out)
     learner = LocalLearner(
         policy, learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm, adam_eps=1e-8
@@ -215,20 +216,6 @@ def _policy(config: TextSFTConfig, task: Any) -> TextPolicy:
         )
     tokenizer = character_tokenizer(task.alphabet)
     return TextPolicy(tiny_model(len(tokenizer), seed=config.seed), tokenizer, dtype=dtype)
-
-
-def _with_room(prompts: Any, policy: TextPolicy, config: TextSFTConfig) -> list[Any]:
-    """The prompts that leave room for a response in the model's context."""
-    if policy.context is None:
-        return list(prompts)
-    room = policy.context - config.max_completion_length
-    kept = policy.no_longer(prompts, room)
-    if not kept:
-        raise ValueError(
-            f"none of the {len(prompts)} prompts has at most {room} tokens, which the model's context of "
-            f"{policy.context} leaves beside max_completion_length = {config.max_completion_length}"
-        )
-    return kept
 
 
 if __name__ == "__main__":
