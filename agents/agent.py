@@ -108,6 +108,17 @@ class Agent(WithReference):
         make = self.sampler.step_critic if self.critic_sees == "steps" else self.sampler.start_critic
         return make(value_loss, **({} if (width := self.config.critic_width) is None else {"width": width}))
 
+    def predicted(self, traj: Trajectories) -> Tensor:
+        """(B,) the outcome that it predicts at each start, in units of return.
+
+        Raises:
+            ValueError: if nothing of it predicts one.
+        """
+        if self.critic_sees is None:
+            raise ValueError(f"{type(self).__name__} has no critic whose predictions could be compared with outcomes")
+        values: Tensor = self.critic.value(traj) if self.critic_sees == "start" else self.critic.values(traj)[:, 0]
+        return values
+
     def starts(self) -> Any:
         """Where the episodes of one update start."""
         return self.sampler.starts(self.config.episodes_per_update)

@@ -78,8 +78,13 @@ class Tracker(Agent):
     def make_critic(self) -> Any:
         return BetaTable(self.config.forgetting, self.config.prior_count)
 
+    def predicted(self, traj: Trajectories) -> Tensor:
+        """(B,) the table's entries."""
+        values: Tensor = self.critic.value(traj.start_key)
+        return values
+
     def credit(self, traj: Trajectories) -> Experience:
-        outcomes, values = traj.outcomes, self.critic.value(traj.start_key).to(traj.rewards)
+        outcomes, values = traj.outcomes, self.predicted(traj).to(traj.rewards)
         self.critic.observe(traj.start_key, outcomes)
         return self.experience(
             traj,

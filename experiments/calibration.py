@@ -1,4 +1,4 @@
-"""`sppo calibrate`: does a critic know beforehand which starts its policy will solve?"""
+"""`sppo calibrate`: does a critic, or a table, know beforehand which starts its policy will solve?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -16,6 +16,9 @@ from sppo.experiments.stats import Floats, Interval
 
 # SciPy, torch and matplotlib are imported when they are called for: the command line loads this file.
 
+KINDS = {"test": "held-out starts", "train": "training prompts"}
+STEMS = {"test": "calibration", "train": "calibration-train"}
+"""Of the files of each split."""
 BINS = 10
 RESAMPLES = 1000
 
@@ -120,43 +123,43 @@ def _auc(values: Floats, rates: Floats) -> float:
 
 
 def measure(agent: Any, sampler: Any, starts: Any, n: int, progress_bar: bool = False) -> tuple[Floats, Floats]:
-    """What the agent's critic predicts at each start, (P,), and the outcomes of n episodes from it, (P, n).
+    """What the agent predicts at each start, (P,), and the outcomes of n episodes from it, (P, n).
 
     Args:
-        agent: with a critic of starts (SPPO) or of steps (PPO), whose V(s_0) is then taken.
-        sampler: rolls out the agent's policy on held-out starts; `domains.held_out` makes one.
+        agent: with a critic of starts (SPPO) or of steps (PPO), whose V(s_0) is then taken, or a table (Tracker).
+        sampler: rolls out the agent's policy; `domains.held_out` and `domains.trained_on` make one.
         starts: (P,) as the sampler takes them.
         n: episodes from each start.
     Raises:
-        ValueError: if the agent has no critic.
+        ValueError: if the agent has neither.
     """
     from tqdm import tqdm
 
-    if agent.critic_sees is None:
-        raise ValueError(f"{type(agent).__name__} has no critic whose predictions could be compared with outcomes")
-    outcomes = []
+    outcomes: list[Floats] = []
     for _ in tqdm(range(n), desc="episodes from each start", disable=None if progress_bar else True):
         traj = sampler.rollout(starts)
+        if not outcomes:
+            values = agent.predicted(traj).cpu().numpy().astype(np.float64)
         outcomes.append(traj.outcomes.cpu().numpy())
-    critic = agent.critic
-    values = critic.value(traj) if agent.critic_sees == "start" else critic.values(traj)[:, 0]
-    return values.cpu().numpy().astype(np.float64), np.stack(outcomes, 1).astype(np.float64)
+    return values, np.stack(outcomes, 1).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate:
-    """Compare what a run's critic predicts at held-out starts with the success rate of its policy there."""
+    """Compare what a run's critic or table predicts at starts with the success rate of its policy there."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A run folder; its newest checkpoint counts."""
     prompts: int = 200
-    """Held-out prompts, or start states."""
+    """Prompts, or start states."""
     samples: int = 32
     """Episodes from each."""
+    split: Literal["test", "train"] = "test"
+    """Held-out starts, or on text the prompts that the run was trained on: a tracker's table knows no others."""
     against: Path | None = None
     """Another run that was calibrated on the same starts: differences to it, paired by start, are printed too."""
     out: Path | None = None
-    """The folder of calibration.json, .png and .svg; by default the run's."""
+    """The folder of calibration.json, .png and .svg, of training prompts calibration-train; by default the run's."""
 
     def __call__(self) -> None:
         from sppo.experiments.config import read_config
@@ -166,42 +169,45 @@ class Calibrate:
 
         if self.prompts < 2 or self.samples < 1:
             raise ValueError(f"prompts must be at least 2 and samples 1, got {self.prompts} and {self.samples}")
-        other = None if self.against is None else _read(self.against)
+        kind, stem = KINDS[self.split], STEMS[self.split]
+        other = None if self.against is None else _read(self.against / f"{stem}.json")
         config = replace(read_config(self.run), n_eval_episodes=self.prompts)
-        agent = load_run(self.run)
-        sampler, starts = domain(config).held_out(agent, config)
+        agent, its = load_run(self.run), domain(config)
+        sampler, starts = (its.held_out if self.split == "test" else its.trained_on)(agent, config)
         starts = starts[np.sort(np.unique(starts, return_index=True)[1])]  # repeated where there are too few
         if len(starts) < self.prompts:
-            print(f"{config.env_id} has {len(starts)} held-out prompts, fewer than {self.prompts}: all are taken")
+            print(f"{config.env_id} has {len(starts)} {kind}, fewer than {self.prompts}: all are taken")
         posed = {"env_id": config.env_id, "env_kwargs": config.env_kwargs, "eval_task": config.text.get("eval_task")}
         for name, here in {**posed, "starts": starts.tolist()}.items():
             if other is not None and other.get(name) != here:
                 raise ValueError(f"{self.against} was calibrated on another task: its {name} differ")
         values, outcomes = measure(agent, sampler, starts, self.samples, progress_bar=True)
+        if np.ptp(values) == 0:
+            print(f"{config.agent} predicts {values[0]:.3f} at all {len(starts)} {kind}: nothing correlates with that")
         figures = calibration(values, outcomes)
         out = self.out or self.run
         out.mkdir(parents=True, exist_ok=True)
         content = {
             **posed,
+            "split": self.split,
             "agent": config.agent,
             "n_updates": agent.n_updates,
             "samples": self.samples,
         }
         arrays = {"starts": starts.tolist(), "values": values.tolist(), "outcomes": outcomes.tolist()}
         content["metrics"] = {name: [None if np.isnan(x) else x for x in figure] for name, figure in figures.items()}
-        (out / "calibration.json").write_text(json.dumps({**content, **arrays}) + "\n")
+        (out / f"{stem}.json").write_text(json.dumps({**content, **arrays}) + "\n")
         print(_table(figures))
         if other is not None:
             there = np.array(other["values"]), np.array(other["outcomes"])
             print(f"less {self.against}:\n{_table(paired_difference((values, outcomes), there))}")
-        for path in plot_reliability(values, outcomes, out / "calibration"):
+        for path in plot_reliability(values, outcomes, out / stem, kind):
             print(path)
 
 
-def _read(run: Path) -> dict[str, Any]:
-    file = run / "calibration.json"
+def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
-        raise ValueError(f"{run} has no calibration.json: calibrate it first")
+        raise ValueError(f"{file.parent} has no {file.name}: calibrate it first")
     return dict(json.loads(file.read_text()))
 
 

@@ -132,6 +132,11 @@ def held_out(agent: Agent, config: RunConfig) -> tuple[Any, Any]:
     return ControlSampler(make_episodes(config), policy=agent.policy), np.arange(config.n_eval_episodes)
 
 
+def trained_on(agent: Agent, config: RunConfig) -> tuple[Any, Any]:
+    """None is kept."""
+    raise ValueError(f"{config.env_id} draws a fresh start for every episode: only prompts come twice in training")
+
+
 def callbacks(agent: Agent, config: RunConfig, log: RunLog, held_out: Any) -> list[Callback]:
     """None: a control run is its numbers."""
     return []

@@ -35,6 +35,9 @@ class Domain(Protocol):
     def held_out(self, agent: Agent, config: RunConfig) -> tuple[Any, Any]:
         """A sampler of its own with the agent's policy, and the starts to evaluate on: the same for every run."""
 
+    def trained_on(self, agent: Agent, config: RunConfig) -> tuple[Any, Any]:
+        """The same of starts that the agent was trained on; ValueError where none comes twice."""
+
     def callbacks(self, agent: Agent, config: RunConfig, log: RunLog, held_out: Any) -> list[Callback]:
         """What else a run does, before each update is logged."""
 

@@ -15,7 +15,8 @@ from sppo.experiments.stats import Floats
 
 BINS = 25
 """Means that stand for a training metric, which has a value per update."""
-ARRAYS = ("evals", "progress", "calibration")
+CALIBRATIONS = ("calibration", "calibration_train")
+ARRAYS = ("evals", "progress", *CALIBRATIONS)
 CLOCKS = ("time/total_episodes", "time/total_timesteps")
 """Metrics of time that are kept: against which others are drawn."""
 
@@ -33,7 +34,7 @@ def pack(runs: Sequence[Run], file: Path) -> Path:
             },
             "success_rate": run.success_rate,
             "seconds": run.seconds,
-            **({"calibration": short(run.calibration)} if run.calibration else {}),
+            **{of: short(found) for of in CALIBRATIONS if (found := getattr(run, of))},
         }
         for run in runs
     ]

@@ -144,13 +144,14 @@ def plot_curves(table: Table, stem: Path | str) -> list[Path]:
     return save_figure(curves_figure(table), stem)
 
 
-def plot_reliability(values: Floats, outcomes: Floats, stem: Path | str) -> list[Path]:
-    """Write STEM.png and STEM.svg: success rates at held-out starts against what a critic predicted.
+def plot_reliability(values: Floats, outcomes: Floats, stem: Path | str, starts: str = "held-out starts") -> list[Path]:
+    """Write STEM.png and STEM.svg: success rates at starts against what was predicted there.
 
     Args:
         values: (P,) predicted success rates.
         outcomes: (P, n) outcomes of n episodes from each start.
         stem: path without its ending; its folder exists.
+        starts: what they are, to be written below.
     Returns:
         the two paths.
     """
@@ -158,7 +159,7 @@ def plot_reliability(values: Floats, outcomes: Floats, stem: Path | str) -> list
         figure = Figure(figsize=(4.6, 4.4), layout="constrained")
         ax = figure.subplots()
         draw_reliability(ax, values, outcomes)
-        ax.set_xlabel("success rate predicted by the critic")
+        ax.set_xlabel(f"success rate predicted at {starts}")
         ax.set_ylabel(f"success rate in {outcomes.shape[1]} episodes")
         ax.legend(loc="lower right")
     return save_figure(figure, stem)

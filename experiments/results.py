@@ -40,6 +40,8 @@ class Run:
     seconds: float
     calibration: dict[str, Floats] = field(default_factory=dict)
     """Of `sppo calibrate`, where it was called: values (P,) and outcomes (P, n) at held-out starts."""
+    calibration_train: dict[str, Floats] = field(default_factory=dict)
+    """The same at prompts that it was trained on."""
 
 
 def area(run: Run) -> float:
@@ -96,6 +98,11 @@ def _read_evals(path: Path) -> dict[str, Floats]:
     return kept
 
 
+def _calibrated(path: Path) -> dict[str, Floats]:
+    content = _read_json(path) if path.is_file() else {}
+    return {name: np.array(content[name]) for name in ("values", "outcomes") if name in content}
+
+
 def _folders(out_dir: Path) -> Iterator[Path]:
     """Run folders under out_dir, in the order of their paths; what lies inside a run folder is the run's own."""
     config = out_dir / "config.json"
@@ -125,7 +132,6 @@ def _load(path: Path, name: str) -> Run | str:
     if not isinstance(config["seed"], int):
         raise ValueError(f"{path / 'config.json'} must give seed as an integer, got {config['seed']!r}")
     progress = path / "progress.csv"
-    calibrated = _read_json(path / "calibration.json") if (path / "calibration.json").is_file() else {}
     return Run(
         name=name,
         label=path.parent.name if re.fullmatch(r"seed[-_]?\d+", path.name) else str(config["agent"]),
@@ -136,7 +142,8 @@ def _load(path: Path, name: str) -> Run | str:
         progress=_read_columns(progress) if progress.is_file() else {},
         success_rate=float(result["success_rate"]),
         seconds=float(result["seconds"]),
-        calibration={name: np.array(calibrated[name]) for name in ("values", "outcomes") if name in calibrated},
+        calibration=_calibrated(path / "calibration.json"),
+        calibration_train=_calibrated(path / "calibration-train.json"),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sppo.agents import AGENTS, Agent
 from sppo.agents.callbacks import Callback
@@ -260,10 +261,18 @@ def _evaluated(config: RunConfig, policy: TextPolicy) -> list[Prompt]:
 def held_out(agent: Agent, config: RunConfig) -> tuple[Any, Any]:
     """The same test prompts for every agent and seed, some twice where there are fewer than are to be answered."""
     prompts = _evaluated(config, agent.policy)
-    order = np.random.default_rng(0).permutation(len(prompts))
-    return agent.sampler.with_prompts(prompts, task=shared_task(evaluation_task(config))), np.resize(
-        order, config.n_eval_episodes
-    )
+    return agent.sampler.with_prompts(prompts, task=shared_task(evaluation_task(config))), _some_of(prompts, config)
+
+
+def trained_on(agent: Agent, config: RunConfig) -> tuple[Any, Any]:
+    """Training prompts, otherwise likewise."""
+    prompts = agent.sampler.prompts
+    return agent.sampler.with_prompts(prompts), _some_of(prompts, config)
+
+
+def _some_of(prompts: Sequence[Prompt], config: RunConfig) -> NDArray[np.int64]:
+    """(n_eval_episodes,) indices, in the same order for all; some twice where there are fewer."""
+    return np.resize(np.random.default_rng(0).permutation(len(prompts)), config.n_eval_episodes)
 
 
 def callbacks(agent: Agent, config: RunConfig, log: RunLog, held_out: Any) -> list[Callback]:

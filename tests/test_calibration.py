@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
+from small_agents import chain, told
 
-from sppo.agents import PPO, SPPO, Tracker
+from sppo.agents import PPO, SPPO, Reinforce, Tracker
 from sppo.agents.control import ControlSampler
 from sppo.envs import episodes
 from sppo.experiments import calibration
 from sppo.experiments.calibration import Calibrate, measure, metrics, paired_difference
 from sppo.experiments.config import RunConfig
 from sppo.experiments.domains import resolve
+from sppo.experiments.packed import pack, unpack
 from sppo.experiments.plots import plot_reliability
+from sppo.experiments.results import load_runs
 from sppo.experiments.run import run
 
 VALUES = np.array([0.9, 0.75, 0.2, 0.25])
@@ -119,8 +123,19 @@ def test_a_critic_of_control_is_measured() -> None:
         first = sampler.rollout(np.array([3]))
         value = agent.critic.value(first) if kind is SPPO else agent.critic.values(first)[:, 0]
         assert values[3] == pytest.approx(float(value), abs=1e-6)
-    with pytest.raises(ValueError, match="Tracker has no critic"):
-        measure(Tracker(env), sampler, np.arange(5), 3)
+    with pytest.raises(ValueError, match="Reinforce has no critic"):
+        measure(Reinforce(env), sampler, np.arange(5), 3)
+    assert sampler.counts["episodes"] == 21, "it is refused after one"
+
+
+def test_a_table_of_control_predicts_one_number() -> None:
+    """Of 8 outcomes, 3 are successes: (0.9 + 3) / (2 * 0.9 + 8) everywhere, since starts have no names of their own."""
+    agent = Tracker(chain())
+    agent.credit(told([1, 1, 1, 0, 0, 0, 0, 0]))
+    values, outcomes = measure(agent, ControlSampler(chain(), policy=agent.policy), np.arange(5), 3)
+    np.testing.assert_allclose(values, 3.9 / 9.8, rtol=1e-6)
+    found = metrics(values, outcomes)
+    assert np.isnan(found["pearson"]) and np.isnan(found["spearman"])
 
 
 def test_a_run_is_calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,11 +161,49 @@ def test_a_run_is_calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         Calibrate(run=folders[0], prompts=12, samples=4, against=folders[1])()
 
 
+def test_a_table_knows_the_prompts_it_was_trained_on_and_no_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two responses to each of three prompts, k right: (0.9 + k) / (0.9 + 0.9 + 2); 1/2 for any other prompt."""
+    pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
+    tracker, sppo = folders = [tmp_path / agent for agent in ("tracker", "sppo")]
+    for folder in folders:
+        settings = {"episodes_per_update": 6}
+        options: dict[str, Any] = {"env_kwargs": {"train_size": 3}, "n_evals": 1, "n_eval_episodes": 4}
+        config = RunConfig(agent=folder.name, env_id="text/arithmetic", total_episodes=6, settings=settings, **options)
+        run([resolve(config)], [folder])
+    with pytest.raises(ValueError, match=r"sppo has no calibration-train\.json"):
+        Calibrate(run=tracker, against=sppo, split="train")()
+    Calibrate(run=sppo, prompts=5, samples=2, split="train")()
+    assert "text/arithmetic has 3 training prompts, fewer than 5" in capsys.readouterr().out
+    Calibrate(run=tracker, prompts=5, samples=2, split="train", against=sppo)()
+    assert "less" in capsys.readouterr().out
+    Calibrate(run=tracker, prompts=5, samples=2)()
+    assert "tracker predicts 0.500 at all 5 held-out starts: nothing correlates" in capsys.readouterr().out
+    loaded = {found.label: found for found in load_runs(tmp_path)[0]}
+    assert loaded["sppo"].calibration == {} and loaded["tracker"].calibration["values"].tolist() == [0.5] * 5
+    trained = loaded["tracker"].calibration_train
+    assert trained["outcomes"].shape == (3, 2) and "training prompts" in (tracker / "calibration-train.svg").read_text()
+    assert {round(float(value) * 3.8, 5) for value in trained["values"]} <= {0.9, 1.9, 2.9}
+    pack(list(loaded.values()), tmp_path / "runs.json.gz")
+    (again,) = [found for found in unpack(tmp_path / "runs.json.gz") if found.label == "tracker"]
+    np.testing.assert_allclose(again.calibration_train["values"], trained["values"], rtol=1e-3)
+
+
+def test_control_has_no_start_that_comes_twice(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"env_kwargs": {"horizon": 20}, "total_episodes": 64, "n_evals": 1, "n_eval_episodes": 4}
+    run([resolve(RunConfig(agent="tracker", start="none", **options))], [tmp_path])
+    with pytest.raises(ValueError, match="draws a fresh start for every episode"):
+        Calibrate(run=tmp_path, split="train")()
+    Calibrate(run=tmp_path, prompts=6, samples=2)()
+    assert json.loads((tmp_path / "calibration.json").read_text())["metrics"]["pearson"] == [None] * 3
+
+
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     png, svg = plot_reliability(VALUES, OUTCOMES, tmp_path / "reliability")
     assert png.read_bytes()[:4] == b"\x89PNG"
     text = svg.read_text()
-    assert "success rate in 2 episodes" in text and "predicted by the critic" in text
+    assert "success rate in 2 episodes" in text and "predicted at held-out starts" in text
 
 
 @pytest.mark.slow
