@@ -90,11 +90,12 @@ def draw_curves(ax: Axes, table: Table, env_id: str, x: str) -> None:
             ax.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
     ax.axhline(table.threshold, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
     episodes, steps = units(env_id)
-    labels = (f"training {episodes}", steps.replace("env ", "environment "), "wall-clock time [s]")
-    ax.set_xlabel(labels[X_AXES.index(x)])
+    labels = {"seconds": "wall-clock time [s]", "cpu_seconds": "processor time [s]"}
+    labels |= {"episodes": f"training {episodes}", "env_steps": steps.replace("env ", "environment ")}
+    ax.set_xlabel(labels[x])
     ax.set_ylim(-0.02, 1.02)
     ax.set_xlim(left=0)
-    ax.xaxis.set_major_formatter(EngFormatter(sep="") if x != "seconds" else ScalarFormatter())
+    ax.xaxis.set_major_formatter(ScalarFormatter() if x.endswith("seconds") else EngFormatter(sep=""))
     ax.xaxis.set_major_locator(MaxNLocator(5))
 
 

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sppo.experiments.evidence.findings import at_best_rates, redraw, seconds_to
-from sppo.experiments.evidence.findings_figures import draw_dials, draw_map
+from sppo.experiments.evidence.findings import at_best_rates, redraw
+from sppo.experiments.evidence.findings_figures import draw_dials, draw_map, draw_tasks
 from sppo.experiments.evidence.gains import cells, gain, pooled_gain
-from sppo.experiments.evidence.studies import AGENTS, best_rates
+from sppo.experiments.evidence.studies import best_rates
+from sppo.experiments.evidence.study import AGENTS
+from sppo.experiments.evidence.text_findings import ratio_of_medians, seconds_to
 from sppo.experiments.packed import pack
 from sppo.experiments.results import Run
+from sppo.experiments.summary import summarize
 
 
 def level(name: str, height: float, first: float | None = None, **about: Any) -> Run:
@@ -114,6 +117,72 @@ def test_what_never_reaches_a_threshold_has_no_ratio(tmp_path: Path) -> None:
         ["5", "s", "x", "1.00"],
         ["0", "s", "x", "0.00"],
     ]
+
+
+def test_ratios_of_medians_pair_their_seeds() -> None:
+    """Medians 6 and 3. Twice as long for each seed: so it is of every draw of seeds."""
+    assert ratio_of_medians(np.array([2.0, 6.0, 8.0]), np.array([1.0, 3.0, 4.0])) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        # With one of three that never gets there, a draw has two or three of it in 7 of 27 cases: more than 2.5 %.
+        ([4.0, 4.0, math.inf], [2.0, 2.0, 2.0], (2, 2, math.inf)),
+        ([4.0, 4.0, 4.0], [2.0, 2.0, math.inf], (2, 0, 2)),
+        ([math.inf] * 3, [2.0, 2.0, 2.0], (math.inf, math.inf, math.inf)),
+        ([math.inf] * 3, [math.inf] * 3, (math.nan, 0, math.inf)),
+        ([0.0] * 3, [0.0] * 3, (math.nan, 0, math.inf)),
+    ],
+)
+def test_ratios_of_what_is_never_reached(x: list[float], y: list[float], told: tuple[float, ...]) -> None:
+    np.testing.assert_equal(tuple(ratio_of_medians(np.array(x), np.array(y))), told)
+
+
+def text_run(name: str, height: float, **settings: Any) -> Run:
+    """On arithmetic, at its height after five processor seconds."""
+    run = level(name, height, 0.1, env_id="text/arithmetic")
+    return replace(run, config={**run.config, "settings": settings})
+
+
+def test_what_siblings_cost_is_told_as_a_ratio_over_seeds(tmp_path: Path) -> None:
+    """Both at one half after five seconds; RLOO never."""
+    runs = [text_run(f"arithmetic/sppo/seed{seed}", 0.7) for seed in range(3)]
+    runs += [text_run(f"arithmetic/grpo/seed{seed}", 0.7, num_generations=8) for seed in range(2)]
+    runs += [text_run(f"arithmetic/rloo/seed{seed}", 0.3, num_generations=4) for seed in range(3)]
+    pack(runs, tmp_path / "text.json.gz")
+    told = [line.strip() for line in redraw(tmp_path, tmp_path / "images").splitlines() if " over sppo with " in line]
+    assert told == [
+        "arithmetic: grpo with N = 8 over sppo with N = 1  x 1.00 [1.00, 1.00]  n = 2",
+        "arithmetic: rloo with N = 4 over sppo with N = 1  x never [never, never]  n = 3",
+    ]
+
+
+def test_single_runs_are_told_without_intervals(tmp_path: Path) -> None:
+    """Level at .7 from the second evaluation on; 80 tokens and nine seconds at the last."""
+    runs = [level(f"addition/{agent}/seed0", 0.7, 0.1, env_id="text/addition") for agent in AGENTS]
+    pack(runs, tmp_path / "smollm2.json.gz")
+    lines = redraw(tmp_path, tmp_path / "images").splitlines()
+    assert [line.split() for line in lines[2:]] == [[agent, "0.700", "0.700", "80", "9"] for agent in AGENTS]
+    assert "n = 1" in lines[0] and (tmp_path / "images" / "smollm2.png").stat().st_size > 10_000
+
+
+def test_text_is_drawn_against_tokens_and_seconds() -> None:
+    """With several seeds the gains stand beside; of single runs there are none."""
+    runs = [level(f"addition/{agent}/seed{s}", 0.7, 0.1, env_id="text/addition") for agent in AGENTS for s in range(2)]
+    for mine, panels in ((runs, 3), (runs[::2], 2)):
+        axes = draw_tasks(summarize(mine, AGENTS), ("env_steps", "cpu_seconds")).axes
+        labels = [ax.get_xlabel() for ax in axes]
+        assert labels[:2] == ["tokens", "processor time [s]"] and len(axes) == panels
+
+
+def test_dials_find_the_shared_run_under_each_of_their_names(tmp_path: Path) -> None:
+    """The base is there under its first name alone; each dial has its own value's row."""
+    runs = [level(f"arithmetic/episodes per update/128/{agent}/seed0", 0.5) for agent in ("ppo", "sppo")]
+    pack(runs, tmp_path / "text-dials.json.gz")
+    told = redraw(tmp_path, tmp_path / "images").splitlines()[1:]
+    own = ["critic learning rate/0.001", "critic warm-up/0", "episodes per update/128", "reward noise/0"]
+    assert [line.split("arithmetic/")[1].split("  ")[0] for line in told] == [*own, "spread of terms/5"]
 
 
 def test_dials_are_drawn_per_task_and_value() -> None:

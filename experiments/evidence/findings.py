@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sppo.experiments import curves
 from sppo.experiments.calibration import metrics
 from sppo.experiments.compact import ENDING
 from sppo.experiments.evidence.findings_figures import (
@@ -20,21 +19,16 @@ from sppo.experiments.evidence.findings_figures import (
 from sppo.experiments.evidence.gains import Cell, by_setting, cells, gain, pooled_gain, setting_of
 from sppo.experiments.evidence.studies import SEEDS, STUDIES, best_rates, rate_of
 from sppo.experiments.evidence.study import AGENTS
+from sppo.experiments.evidence.text_findings import THRESHOLD, in_order, told_by_task, told_of_single_runs
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
 from sppo.experiments.summary import ALL_TASKS, Table, bounds, format_table, rate, signed, summarize
-from sppo.experiments.tasks import TEXT, short_name
-
-
-def _in_order(runs: Sequence[Run]) -> list[str]:
-    """The agents that have finished runs, as the studies list them."""
-    found = {run.label for run in runs}
-    return [agent for agent in AGENTS if agent in found]
+from sppo.experiments.tasks import short_name
 
 
 def _by_task(runs: Sequence[Run], image: Path) -> str:
-    table = summarize(runs, _in_order(runs))
+    table = summarize(runs, in_order(runs))
     save_figure(draw_tasks(table), image)
     if table.of(ALL_TASKS):
         save_figure(draw_profiles(table), image.with_name(f"{image.name}-profiles"))
@@ -77,45 +71,26 @@ def _gains_table(table: Table) -> str:
     scopes = [*table.env_ids, *([ALL_TASKS] if table.of(ALL_TASKS) else [])]
     lines = [f"area gained over {first}  " + "".join(f"{short_name(scope):26}" for scope in scopes).rstrip()]
     for agent in others:
-        gains = {row.env_id: row.auc_gain for row in table.rows if row.agent == agent}
+        gains = {scope: row.auc_gain for scope in scopes for row in table.of(scope) if row.agent == agent}
         found = [f"{signed(g.estimate)} {bounds(g, signed)}" if (g := gains.get(s)) else "-" for s in scopes]
         lines.append(f"  {agent:20}  " + "".join(f"{told:26}" for told in found).rstrip())
     return "\n".join(lines)
 
 
 def _text(runs: Path, images: Path) -> str:
+    return told_by_task(_drawn_text(runs, images))
+
+
+def _single_runs(runs: Path, images: Path) -> str:
+    return told_of_single_runs(_drawn_text(runs, images))
+
+
+def _drawn_text(runs: Path, images: Path) -> list[Run]:
+    """The packed runs, once they are drawn."""
     found = unpack(runs)
-    table = summarize(found, _in_order(found), threshold=TEXT_THRESHOLD)
-    save_figure(draw_tasks(table), images / runs.name.removesuffix(ENDING))
-    told = []
-    for env_id in table.env_ids:
-        mine = [run for run in found if run.env_id == env_id]
-        table = summarize(mine, _in_order(mine), threshold=TEXT_THRESHOLDS.get(env_id, TEXT_THRESHOLD))
-        told.append(f"{format_table(table)}\n\n{_seconds_table(table)}")
-    return "\n\n".join(told)
-
-
-def seconds_to(run: Run, threshold: float) -> float:
-    """Of the processor, sampling and learning, until an evaluation reaches the threshold; inf where none does."""
-    return curves.first_crossing(run.evals["cpu_seconds"], run.evals["success_rate"], threshold)
-
-
-def _seconds_table(table: Table) -> str:
-    lines = [f"Processor seconds to {table.threshold:.0%} of held-out prompts, median of the seeds, and over SPPO's"]
-    for env_id in table.env_ids:
-        medians = {
-            agent: float(np.median([seconds_to(run, table.threshold) for run in table.runs_of(env_id, agent)]))
-            for agent in table.agents
-        }
-        own = medians.get("sppo", 0.0)
-        for agent, m in medians.items():
-            ratio = f"x {m / own:.2f}" if own and np.isfinite([m, own]).all() else "-"
-            lines.append(
-                f"  {short_name(env_id)}  {agent:10}"
-                + (f"{m:8.0f} s" if np.isfinite(m) else "     never")
-                + f"  {ratio}"
-            )
-    return "\n".join(lines)
+    table = summarize(found, in_order(found), threshold=THRESHOLD)
+    save_figure(draw_tasks(table, ("env_steps", "cpu_seconds")), images / runs.name.removesuffix(ENDING))
+    return found
 
 
 def _dials(runs: Path, images: Path) -> str:
@@ -216,10 +191,8 @@ DRAWN: dict[str, Callable[[Path, Path], str]] = {
     "text-dials": _dials,
     "text": _text,
     "text-pool": _text,
+    "smollm2": _single_runs,
 }
-TEXT_THRESHOLD = 0.5
-TEXT_THRESHOLDS = {TEXT + "reasoning_gym:basic_arithmetic": 0.2}
-"""Of tasks that few runs learn to one half."""
 CALIBRATED = ("pearson", "ceiling", "brier", "auc")
 
 

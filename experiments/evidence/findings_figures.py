@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -56,34 +57,47 @@ def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figur
     return figure
 
 
-def draw_tasks(table: Table) -> Figure:
-    """Success over environment steps, a panel per task, and below it what each agent's area gains over the first's."""
+def draw_tasks(table: Table, xs: Sequence[str] = ("env_steps",)) -> Figure:
+    """Success over each x, a panel per task, and below them what each agent's area gains over the first's.
+
+    Single runs have no intervals, and no gains.
+    """
     env_ids = table.env_ids
+    spread = any(row.seeds > 1 for row in table.rows)
+    panels = len(xs) + spread
     with matplotlib.rc_context(STYLE):
-        alone = len(env_ids) == 1  # then beside it
-        figure = Figure(figsize=(9.0, 3.8) if alone else (3.1 * len(env_ids) + 0.6, 6.2), layout="constrained")
-        axes = figure.subplots(*((1, 2) if alone else (2, len(env_ids)))).reshape(2, -1)
+        alone = len(env_ids) == 1  # then beside them
+        size = (4.5 * panels, 3.8) if alone else (3.1 * len(env_ids) + 0.6, 3.1 * panels)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(*((1, panels) if alone else (panels, len(env_ids))), squeeze=False)
+        axes = axes.reshape(panels, -1)
         for column, env_id in enumerate(env_ids):
-            ax, below = axes[:, column]
-            draw_curves(ax, table, env_id, "env_steps")
-            ax.set_title(short_name(env_id), loc="left", fontsize="medium", fontweight="bold")
-            rows = [row for row in table.of(env_id) if row.auc_gain]
-            for y, row in enumerate(reversed(rows)):
-                assert row.auc_gain
-                colour = colour_of(table.agents, row.agent)
-                below.plot([row.auc_gain.low, row.auc_gain.high], [y, y], color=colour, linewidth=2)
-                below.plot(row.auc_gain.estimate, y, "o", color=colour, markersize=5)
-            below.axvline(0.0, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
-            below.set_yticks(
-                range(len(rows)), [row.agent for row in reversed(rows)] if column == 0 else [""] * len(rows)
-            )
-            below.set_xlabel(f"area over {units(env_id)[0]} gained over {table.agents[0]}")
-            below.xaxis.set_major_locator(MaxNLocator(4))
-        axes[0, 0].set_ylabel("success on held-out starts")
+            for ax, x in zip(axes[:, column], xs, strict=False):
+                draw_curves(ax, table, env_id, x)
+            axes[0, column].set_title(short_name(env_id), loc="left", fontsize="medium", fontweight="bold")
+            if spread:
+                _draw_gains(axes[-1, column], table, env_id, names=column == 0)
+        for ax in axes[: len(xs), 0]:
+            ax.set_ylabel("success on held-out starts")
         title = f"bands and bars: {100 * table.level:g}% bootstrap intervals over n seeds"
+        if not spread:
+            title = "n = 1: one run of each, no intervals"
         legend = {**legend_of(table, env_ids[0]), "ncols": 4 if len(env_ids) < 5 else 7}
         figure.legend(**legend, loc="outside upper center", title=title)
     return figure
+
+
+def _draw_gains(ax: Axes, table: Table, env_id: str, names: bool) -> None:
+    rows = [row for row in table.of(env_id) if row.auc_gain][::-1]
+    for y, row in enumerate(rows):
+        assert row.auc_gain
+        colour = colour_of(table.agents, row.agent)
+        ax.plot([row.auc_gain.low, row.auc_gain.high], [y, y], color=colour, linewidth=2)
+        ax.plot(row.auc_gain.estimate, y, "o", color=colour, markersize=5)
+    ax.axvline(0.0, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
+    ax.set_yticks(range(len(rows)), [row.agent if names else "" for row in rows])
+    ax.set_xlabel(f"area over {units(env_id)[0]} gained over {table.agents[0]}")
+    ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def draw_profiles(table: Table) -> Figure:

@@ -1,0 +1,107 @@
+"""What the studies on text found: the tables of success and of the processor's time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sppo.experiments import curves
+from sppo.experiments.evidence.study import AGENTS
+from sppo.experiments.results import Run, area, units
+from sppo.experiments.stats import Floats, Interval
+from sppo.experiments.summary import Table, format_table, rate, short, summarize
+from sppo.experiments.tasks import TEXT, short_name
+
+THRESHOLD = 0.5
+THRESHOLDS = {TEXT + "reasoning_gym:basic_arithmetic": 0.2}
+"""Of tasks that few runs learn to one half."""
+
+
+def in_order(runs: Sequence[Run]) -> list[str]:
+    """The agents that have finished runs, as the studies list them."""
+    found = {run.label for run in runs}
+    return [agent for agent in AGENTS if agent in found]
+
+
+def told_by_task(runs: Sequence[Run]) -> str:
+    """Success and seconds on each task, over seeds."""
+    told = []
+    for env_id in sorted({run.env_id for run in runs}):
+        mine = [run for run in runs if run.env_id == env_id]
+        table = summarize(mine, in_order(mine), threshold=THRESHOLDS.get(env_id, THRESHOLD))
+        told.append(f"{format_table(table)}\n\n{_seconds_table(table, env_id)}")
+    return "\n\n".join(told)
+
+
+def told_of_single_runs(runs: Sequence[Run]) -> str:
+    """Of one run of each agent what it came to, and what it cost."""
+    env_id = runs[0].env_id
+    episodes, steps = units(env_id)
+    budget = max(float(run.evals["episodes"][-1]) for run in runs)
+    lines = [
+        f"{env_id}, {short(budget)} {episodes}, one run each (n = 1, so without intervals)",
+        f"  {'agent':10}  {'final success':13}  {'area':5}  {steps:6}  processor seconds",
+    ]
+    for agent in in_order(runs):
+        (run,) = (run for run in runs if run.label == agent)
+        lines.append(
+            f"  {agent:10}  {rate(run.success_rate):13}  {rate(area(run))}  {short(run.evals['env_steps'][-1]):6}  "
+            f"{run.evals['cpu_seconds'][-1]:.0f}"
+        )
+    return "\n".join(lines)
+
+
+def seconds_to(run: Run, threshold: float) -> float:
+    """Of the processor, sampling and learning, until an evaluation reaches the threshold; inf where none does."""
+    return curves.first_crossing(run.evals["cpu_seconds"], run.evals["success_rate"], threshold)
+
+
+def ratio_of_medians(x: Floats, y: Floats, rng: np.random.Generator | int = 0, resamples: int = 5000) -> Interval:
+    """How many times as long X takes as Y, with a 95 % bootstrap interval over seeds, (S,) of both in the same order.
+
+    rho = med(x) / med(y); seed s of x and of y are drawn together
+
+    Seconds may be infinite, where a threshold was never reached. Where both medians are, or both are zero, nothing is
+    known of their ratio: the estimate is NaN, and a replicate counts as 0 to the lower end and as infinite to the
+    upper.
+    """
+    rows = np.random.default_rng(rng).integers(len(x), size=(resamples, len(x)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate, drawn = (np.median(a, -1) / np.median(b, -1) for a, b in ((x, y), (x[rows], y[rows])))
+    ends = (np.where(np.isnan(drawn), worst, drawn) for worst in (0.0, np.inf))
+    low, high = (np.quantile(of, q, method="inverted_cdf") for of, q in zip(ends, (0.025, 0.975), strict=True))
+    return Interval(float(estimate), float(low), float(high))
+
+
+def _seconds_table(table: Table, env_id: str) -> str:
+    lines = [f"Processor seconds to {table.threshold:.0%} of held-out prompts, median of the seeds, and over SPPO's"]
+    seconds = {
+        agent: {run.seed: seconds_to(run, table.threshold) for run in table.runs_of(env_id, agent)}
+        for agent in table.agents
+    }
+    medians = {agent: float(np.median([*of.values()])) for agent, of in seconds.items()}
+    own = medians.get("sppo", 0.0)
+    for agent, m in medians.items():
+        ratio = f"x {m / own:.2f}" if own and np.isfinite([m, own]).all() else "-"
+        lines.append(
+            f"  {short_name(env_id)}  {agent:10}" + (f"{m:8.0f} s" if np.isfinite(m) else "     never") + f"  {ratio}"
+        )
+    for agent in table.agents if "sppo" in seconds else ():
+        siblings = table.runs_of(env_id, agent)[0].config["settings"].get("num_generations", 1)
+        shared = sorted(seconds[agent].keys() & seconds["sppo"].keys())
+        if siblings > 1 and len(shared) > 1:
+            x, y = (np.array([seconds[of][seed] for seed in shared]) for of in (agent, "sppo"))
+            lines.append(
+                f"  {short_name(env_id)}: {agent} with N = {siblings} over sppo with N = 1  "
+                f"{_told(ratio_of_medians(x, y))}  n = {len(shared)}"
+            )
+    return "\n".join(lines)
+
+
+def _told(ratio: Interval) -> str:
+    """With what is beyond all bounds said in words: X never gets there, or Y does not."""
+    if np.isnan(ratio.estimate):
+        return "not known: neither gets there"
+    low, estimate, high = ("never" if np.isinf(x) else f"{x:.2f}" for x in (ratio.low, ratio.estimate, ratio.high))
+    return f"x {estimate} [{low}, {high}]"
