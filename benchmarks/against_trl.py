@@ -41,7 +41,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from llm_step import SHAPES, Memory, SameLength, new_model
+from llm_case import SHAPES, SameLength, new_model
+from llm_measures import Memory
 
 from sppo.agents import GRPO
 from sppo.llm.engine_hf import HFEngine
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("--microbatch", type=int, default=16, help="rows of one forward and backward pass (16)")
     parser.add_argument("--rounds", type=int, default=5, help="steps after the one that warms up (5)")
     parser.add_argument("--pairs", type=int, default=3, help="of processes, one after the other (3)")
-    parser.add_argument("--shape", choices=SHAPES, help="random weights of a shape of llm_step.py")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of a shape of llm_case.py")
     parser.add_argument("--trl-attention", choices=("sdpa", "eager"), default="sdpa")
     parser.add_argument("--return-freed", action="store_true", help="by the allocator to the system, at once (glibc)")
     parser.add_argument("--verbose", action="store_true", help="show what both sides write")

@@ -18,293 +18,27 @@ large matrix product reaches in the same run.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gc
 import json
 import os
-import re
-import socket
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+from llm_case import SHAPES, TINY, Case, small_critic
+from llm_measures import PARTS, matmul_rate, measure, step_flops
 from matplotlib.figure import Figure
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from sppo.agents import AGENTS, Agent
 from sppo.experiments.plots import COLOURS, STYLE
-from sppo.experiments.shapes import SHAPES as PUBLISHED
 from sppo.experiments.shapes import Shape
-from sppo.llm.engine_hf import HFEngine
-from sppo.llm.policy import TextPolicy, checkpoint_layers, critic_base
-from sppo.llm.sampler import TextSampler
-from sppo.llm.tasks.base import Prompt, Score
-from sppo.llm.tokenizer import character_tokenizer
 
 GIB = 2**30
-TINY = Shape(hidden=128, layers=4, heads=4, kv_heads=4, head_dim=32, intermediate=341, vocab=512, tied=True)
-SHAPES = {
-    "tiny": TINY,
-    "10m": Shape(hidden=256, layers=8, heads=8, kv_heads=8, head_dim=32, intermediate=688, vocab=8192, tied=True),
-    "135m": PUBLISHED["smollm2"],
-    "1.5b": PUBLISHED["r1-distill-qwen-1.5b"],
-    "7b": PUBLISHED["r1-distill-qwen-7b"],
-}
 ALGORITHMS = {"ppo": "PPO", "sppo": "SPPO", "sppo-small": "SPPO, small critic", "grpo": "GRPO, N = 8"}
-PARTS = ("rollout", "old log-probabilities", "values", "update")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One algorithm's step."""
-
-    algorithm: str
-    policy: Shape
-    critic: Shape  # of the small critic; others have the policy's
-    responses: int = 64
-    prompt_length: int = 32
-    completion_length: int = 64
-    generation_batch: int = 256
-    microbatch: int = 16
-    dtype: str = "float32"
-    device: str = "cpu"
-    sharded: bool = False
-    checkpointing: bool = False
-    offload: bool = False
-    rounds: int = 5
-
-    @property
-    def body(self) -> Shape | None:
-        """Of the critic."""
-        return {"grpo": None, "sppo-small": self.critic}.get(self.algorithm, self.policy)
-
-
-class SameLength:
-    """Prompts of so many random digits; every other response is right."""
-
-    def __init__(self, length: int, n: int) -> None:
-        digits = np.random.default_rng(0).integers(0, 10, (n, length))
-        self._prompts = [Prompt(key=i, prompt="".join(map(str, row)), answer="") for i, row in enumerate(digits)]
-
-    def prompts(self, split: str) -> list[Prompt]:
-        return self._prompts
-
-    def score_all(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
-        return [Score(float(i % 2), "ok" if i % 2 else "wrong") for i in range(len(responses))]
-
-
-def make_agent(case: Case) -> Agent:
-    """An agent on models of random weights."""
-    tokenizer, dtype = character_tokenizer("0123456789"), getattr(torch, case.dtype)
-    ranks = _one_rank() if case.sharded else None
-    policy = TextPolicy(new_model(case.policy, case.device), tokenizer, dtype=dtype)
-    generate = partial(HFEngine, stop_token_ids=[-1], batch_size=case.generation_batch)
-    if ranks is None:
-        engine: Any = generate(policy)
-    else:
-        from sppo.llm.shared import SharedEngine
-
-        replica = TextPolicy(new_model(case.policy, case.device).to(dtype), tokenizer, dtype=dtype)
-        engine = SharedEngine(generate(replica), policy, ranks, replica)
-
-    def critic() -> Any:
-        assert case.body is not None
-        model = policy.model if case.body == case.policy else new_model(case.body, case.device)
-        base = critic_base(model, dtype=dtype)
-        if case.checkpointing and ranks is None:
-            checkpoint_layers(base)
-        return base
-
-    sampler = TextSampler(
-        SameLength(case.prompt_length, case.responses),
-        policy,
-        engine,
-        max_completion_length=case.completion_length,
-        critic=critic,
-    )
-    if ranks is not None:
-        from sppo.llm.fsdp import FSDPLearner, ShardConfig
-
-        config = ShardConfig(
-            dtype=case.dtype,  # type: ignore[arg-type]
-            checkpointing=case.checkpointing,
-            offload=case.offload,
-            rows=case.microbatch,
-        )
-        sampler.learner = partial(FSDPLearner, ranks=ranks, config=config)  # type: ignore[attr-defined]
-    agent = AGENTS[case.algorithm.split("-")[0]](
-        sampler,
-        episodes_per_update=case.responses,
-        n_epochs=1,
-        n_minibatches=1,
-        microbatch_size=case.microbatch,
-        learning_rate=1e-6,
-        critic_learning_rate=1e-5,
-        max_grad_norm=1.0,
-    )
-    if case.checkpointing and ranks is None:  # after the critic was copied
-        checkpoint_layers(policy.model.base_model)
-    return agent
-
-
-def new_model(shape: Shape, device: str) -> Any:
-    """A causal language model of a shape, with random weights and no stop token."""
-    kind, config = (Qwen2ForCausalLM, Qwen2Config) if shape.biases else (LlamaForCausalLM, LlamaConfig)
-    with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(0)
-        return kind(
-            config(
-                vocab_size=shape.vocab,
-                hidden_size=shape.hidden,
-                intermediate_size=shape.intermediate,
-                num_hidden_layers=shape.layers,
-                num_attention_heads=shape.heads,
-                num_key_value_heads=shape.kv_heads,
-                head_dim=shape.head_dim,
-                tie_word_embeddings=shape.tied,
-                max_position_embeddings=2**17,
-                bos_token_id=None,
-                eos_token_id=None,
-            )
-        )
-
-
-def _one_rank() -> Any:
-    """A run of one process, set up as `torchrun` sets up many."""
-    from sppo.llm.fsdp import Ranks, join
-
-    if torch.distributed.is_initialized():
-        return Ranks(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return join()
-
-
-class Memory:
-    """Peaks of a device's memory, over what this process held when this was made.
-
-    Raises:
-        ValueError: where the system does not tell.
-    """
-
-    def __init__(self, device: str) -> None:
-        self.cuda, self.status = device == "cuda", Path("/proc/self/status")
-        if not self.cuda and not self.status.exists():
-            raise ValueError(f"peak memory of a CPU is read from {self.status}, which only Linux has")
-        gc.collect()
-        self.before = 0 if self.cuda else self._resident("VmRSS")
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the peak so far."""
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            with contextlib.suppress(OSError):  # where that is not allowed, peaks are those of all parts before too
-                Path("/proc/self/clear_refs").write_text("5")
-
-    def peak(self) -> int:
-        """Bytes, at most, since the last restart."""
-        return torch.cuda.max_memory_allocated() if self.cuda else self._resident("VmHWM") - self.before
-
-    def _resident(self, what: str) -> int:
-        found = re.search(rf"{what}:\s+(\d+) kB", self.status.read_text())
-        assert found
-        return int(found[1]) * 1024
-
-
-class Stopwatch:
-    """Seconds and peak memory of named parts."""
-
-    def __init__(self, memory: Memory) -> None:
-        self.memory = memory
-        self.seconds: dict[str, list[float]] = {}
-        self.peaks: dict[str, int] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        self.memory.restart()
-        started = self._now()
-        yield
-        self.seconds.setdefault(part, []).append(self._now() - started)
-        self.peaks[part] = max(self.peaks.get(part, 0), self.memory.peak())
-
-    def _now(self) -> float:
-        if self.memory.cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() if self.memory.cuda else time.process_time()
-
-
-def step(agent: Agent, watch: Stopwatch) -> None:
-    """One training step, part by part."""
-    starts = agent.starts()
-    with watch("rollout"):
-        traj = agent.sampler.rollout(starts)
-    with watch("old log-probabilities"):
-        traj = agent.sampler._recomputed(traj, greedy=False)
-    with watch("values"):
-        experience = agent.credit(traj)
-    with watch("update"):
-        agent.update(experience)
-
-
-def measure(case: Case) -> dict[str, Any]:
-    """Median seconds and peak bytes of each part."""
-    watch = Stopwatch(Memory(case.device))
-    agent = make_agent(case)
-    for i in range(case.rounds + 1):
-        step(agent, watch)
-        if i == 0:
-            watch.seconds.clear()  # the first warms up; its memory counts
-    return {"seconds": {p: statistics.median(watch.seconds[p]) for p in PARTS}, "peaks": watch.peaks}
-
-
-def forward_flops(shape: Shape, n: int, *, outputs: int = 0) -> int:
-    """FLOPs of reading n tokens of a row, each attending to itself and those before it, and of the distribution over
-    next tokens at so many of them: two per weight of a matrix and token, four per query's width and pair of tokens."""
-    matrices = shape.hidden * (2 * shape.queries + 2 * shape.keys + 3 * shape.intermediate)
-    pairs = n * (n + 1) // 2
-    return shape.layers * (2 * matrices * n + 4 * shape.queries * pairs) + 2 * shape.vocab * shape.hidden * outputs
-
-
-def step_flops(case: Case) -> dict[str, int]:
-    """FLOPs that each part needs; a backward pass needs twice its forward pass's."""
-    prompt, new = case.prompt_length, case.completion_length
-    policy = forward_flops(case.policy, prompt + new, outputs=new)
-    values = update = 0
-    if case.body is not None:
-        values = forward_flops(case.body, prompt + new if case.algorithm == "ppo" else prompt)
-        update = 3 * values
-    rollout = forward_flops(case.policy, prompt + new - 1, outputs=new)
-    each = {"rollout": rollout, "old log-probabilities": policy, "values": values, "update": 3 * policy + update}
-    return {part: case.responses * n for part, n in each.items()}
-
-
-def matmul_rate(device: str, dtype: str) -> float:
-    """FLOPs per second of a large matrix product, the best of ten."""
-    n = 8192 if device == "cuda" else 2048
-    a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
-    out = torch.empty_like(a)
-    best = float("inf")
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    for _ in range(10):
-        started = clock()
-        torch.mm(a, a, out=out)
-        float(out[0, 0])  # waits for a GPU
-        best = min(best, clock() - started)
-    return 2 * n**3 / best
 
 
 def work(job: dict[str, Any]) -> Any:
@@ -411,14 +145,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.offload and not args.sharded:
         parser.error("--offload needs --sharded")
     return args
-
-
-def small_critic(shape: str, named: str | None) -> Shape:
-    """The small critic's shape; it reads the policy's tokens, so it has the policy's vocabulary."""
-    policy, named = SHAPES[shape], named or {"7b": "1.5b"}.get(shape)
-    if named is None:
-        return replace(policy, layers=max(1, policy.layers // 4))
-    return replace(SHAPES[named], vocab=policy.vocab)
 
 
 def main() -> None:

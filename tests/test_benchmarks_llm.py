@@ -19,19 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import against_trl
 import llm_step
-from llm_step import (
-    ALGORITHMS,
-    PARTS,
-    TINY,
-    Case,
-    Memory,
-    forward_flops,
-    make_agent,
-    measure,
-    small_critic,
-    step_flops,
-    work,
-)
+from llm_case import TINY, Case, make_agent, small_critic
+from llm_measures import PARTS, Memory, forward_flops, measure, step_flops
+from llm_step import ALGORITHMS, work
 
 MINI = replace(TINY, hidden=16, layers=2, heads=2, kv_heads=1, head_dim=8, intermediate=24, vocab=32)
 CASE = Case(
