@@ -7,23 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
-from sppo.experiments.calibration import metrics
 from sppo.experiments.compact import ENDING
+from sppo.experiments.evidence.calibrations import BY_SIZE, told_calibrations, told_critics
 from sppo.experiments.evidence.findings_figures import (
-    draw_calibrations,
     draw_dials,
     draw_map,
     draw_profiles,
     draw_tasks,
 )
-from sppo.experiments.evidence.gains import Cell, by_setting, cells, gain, pooled_gain, setting_of
+from sppo.experiments.evidence.gains import Cell, by_setting, by_value, cells, gain, pooled_gain
 from sppo.experiments.evidence.studies import SEEDS, STUDIES, best_rates, rate_of
 from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.text_findings import THRESHOLD, in_order, told_by_task, told_of_single_runs
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
-from sppo.experiments.summary import ALL_TASKS, Table, bounds, format_table, rate, signed, summarize
+from sppo.experiments.summary import ALL_TASKS, Table, bounds, format_table, signed, summarize
 from sppo.experiments.tasks import short_name
 
 
@@ -98,15 +97,10 @@ def _dials(runs: Path, images: Path) -> str:
     loaded = STUDIES[name].under_all_names(unpack(runs))
     save_figure(draw_dials(loaded), images / name)
     lines = ["Area under the curve, sppo - ppo, as one thing varies, [95% t interval over paired seeds]"]
-    for setting, here in sorted(by_setting(loaded).items(), key=lambda found: _by_value(found[0])):
+    for setting, here in sorted(by_setting(loaded).items(), key=lambda found: by_value(found[0])):
         difference, n = gain(here, "sppo", "ppo")
         lines.append(f"  {setting:55}  {signed(difference.estimate)} {bounds(difference, signed)}  n = {n}")
     return "\n".join(lines)
-
-
-def _by_value(name: str) -> tuple[str, str, float]:
-    task, dial, value = name.split("/")
-    return task, dial, float(value)
 
 
 def _rates(runs: Path, images: Path) -> str:
@@ -124,31 +118,6 @@ def _rates(runs: Path, images: Path) -> str:
             f"{np.mean(a):.3f}{'*' if rate == best[env_id, agent] else ' '}" if a else "-" for rate, a in areas.items()
         ]
         lines.append(f"  {short_name(env_id):22}{agent:10}  " + "".join(f"{cell:8}" for cell in cells_).rstrip())
-    return "\n".join(lines)
-
-
-def _calibrations(results: Path, images: Path) -> str:
-    """How well V(s0) tells held-out starts apart, in the runs that were calibrated, by study, setting and agent."""
-    runs: dict[tuple[str, str], list[Run]] = {}
-    for name in STUDIES:
-        file = results / f"{name}{ENDING}"
-        for run in unpack(file) if file.exists() else ():
-            if run.calibration:
-                runs.setdefault((f"{name}/{setting_of(run)}", run.label), []).append(run)
-    if not runs:
-        return ""
-    save_figure(draw_calibrations(runs), images / "calibration")
-    lines = ["V(s0) against the success rate at held-out starts: mean over seeds (range)"]
-    lines += [f"  {'':29}{'':7}" + "".join(f"{name:26}" for name in CALIBRATED) + "seeds x starts x episodes"]
-    for (setting, label), mine in sorted(runs.items()):
-        figures = [metrics(run.calibration["values"], run.calibration["outcomes"]) for run in mine]
-        told = []
-        for name in CALIBRATED:
-            each = [figure[name] for figure in figures]
-            told.append(f"{rate(float(np.mean(each)))} ({rate(min(each))} to {rate(max(each))})")
-        sizes = {run.calibration["outcomes"].shape for run in mine}
-        size = " or ".join(f"{starts} x {episodes}" for starts, episodes in sorted(sizes))
-        lines.append(f"  {setting:29}{label:7}" + "".join(f"{cell:26}" for cell in told) + f"{len(mine)} x {size}")
     return "\n".join(lines)
 
 
@@ -191,9 +160,9 @@ DRAWN: dict[str, Callable[[Path, Path], str]] = {
     "text-dials": _dials,
     "text": _text,
     "text-pool": _text,
+    BY_SIZE: told_critics,
     "smollm2": _single_runs,
 }
-CALIBRATED = ("pearson", "ceiling", "brier", "auc")
 
 
 def redraw(results: Path, images: Path) -> str:
@@ -207,4 +176,4 @@ def redraw(results: Path, images: Path) -> str:
         raise ValueError(f"{results} must hold packed runs, such as {next(iter(STUDIES))}{ENDING}")
     images.mkdir(parents=True, exist_ok=True)
     told = [DRAWN[name](results / f"{name}{ENDING}", images) for name in names if name in DRAWN]
-    return "\n\n".join(filter(None, [*told, *_maps(results, images), _calibrations(results, images)]))
+    return "\n\n".join(filter(None, [*told, *_maps(results, images), told_calibrations(results, images)]))

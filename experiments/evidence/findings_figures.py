@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sppo.experiments import stats
 from sppo.experiments.evidence.gains import Cell
-from sppo.experiments.plots import INK, STYLE, colour_of, draw_curves, draw_reliability, legend_of
+from sppo.experiments.plots import INK, STYLE, colour_of, draw_curves, legend_of
 from sppo.experiments.results import Run, area, units
 from sppo.experiments.stats import Interval
 from sppo.experiments.summary import Table, bounds, signed
@@ -146,27 +146,6 @@ def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> 
                 ax.set_xlabel(dial)
             row[0].set_ylabel(f"{task}\narea under the curve")
         axes[0, 0].legend(title=f"n = {len(next(iter(values.values()))) // len(agents)} seeds")
-    return figure
-
-
-def draw_calibrations(runs: dict[tuple[str, str], list[Run]]) -> Figure:
-    """A row per task, a panel per agent: success rates at held-out starts against V(s0), the starts of all seeds."""
-    tasks = {task: [label for of, label in sorted(runs) if of == task] for task, _ in sorted(runs)}
-    columns = max(map(len, tasks.values()))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.7 * columns + 0.4, 2.7 * len(tasks) + 0.3), layout="constrained")
-        axes = figure.subplots(len(tasks), columns, squeeze=False, sharex=True, sharey=True)
-        for row, (task, labels) in zip(axes, tasks.items(), strict=True):
-            for ax in row[len(labels) :]:
-                ax.set_visible(False)
-            for ax, label in zip(row, labels, strict=False):
-                found = [run.calibration for run in runs[task, label]]
-                values, outcomes = (np.concatenate([one[name] for one in found]) for name in ("values", "outcomes"))
-                draw_reliability(ax, values, outcomes)
-                ax.set_title(f"{task}\n{label}: n = {len(found)} seeds", loc="left", fontsize="small")
-            row[0].set_ylabel("success rate")
-        figure.supxlabel("success rate predicted by the critic", fontsize="medium")
-        axes[0, 0].legend(loc="lower right", fontsize="small")
     return figure
 
 
