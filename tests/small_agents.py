@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sppo.agents import Trajectories
+from sppo.agents.groups import GroupAgent
 from sppo.agents.stack import can_stack, learn
 from sppo.envs import episodes
 
@@ -20,6 +21,12 @@ OUTCOMES, GROUPS = [1, 1, 0, 0, 0, 1, 0, 0], [7, 9, 7, 7, 8, 9, 7, 8]
 
 def chain(**dials: Any) -> Any:
     return episodes(CHAIN, **dials)
+
+
+def small(kind: Any, **settings: Any) -> Any:
+    """Any algorithm's agent; in groups of 4 where it learns from groups."""
+    groups = {"num_generations": 4} if issubclass(kind, GroupAgent) else {}
+    return kind(chain(), **SMALL | groups | settings)
 
 
 def learned_together_and_alone(make: Callable[[int], Any]) -> list[tuple[Any, Any]]:
