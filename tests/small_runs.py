@@ -39,6 +39,18 @@ UNEVEN = replace(
 )
 """Seeds spend their budget of steps after different numbers of updates."""
 
+SUMS = RunConfig(
+    env_id="text/arithmetic",
+    env_kwargs={"train_size": 40, "test_size": 12},
+    settings={"episodes_per_update": 8, "n_minibatches": 2, "learning_rate": 1e-3},
+    text={"max_completion_length": 12, "critic_layers": 1, "n_completions": 3},
+    total_episodes=40,
+    n_evals=2,
+    n_eval_episodes=16,
+    checkpoint_freq=1,
+)
+"""Of a language model: four or five updates, with two evaluations and those at both ends."""
+
 
 def seeds(config: RunConfig, n: int, folder: Path) -> tuple[list[RunConfig], list[Path]]:
     return [replace(config, seed=i) for i in range(n)], [folder / f"seed{i}" for i in range(n)]

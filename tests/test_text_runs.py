@@ -19,35 +19,17 @@ import torch
 pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
 
 from fake_text import toy_policy
-from small_runs import assert_looks_whole, assert_same_run, in_child, quiet_run, records, scalars
+from small_runs import SUMS, assert_looks_whole, assert_same_run, in_child, quiet_run, records, scalars
 from test_resume import kill_at_file_operation
 
-from sppo.experiments import text, text_memory
-from sppo.experiments.compare import execute
-from sppo.experiments.config import RunConfig, from_json, read_config, to_json
+from sppo.experiments import text
+from sppo.experiments.config import read_config
 from sppo.experiments.domains import make_agents, resolve
-from sppo.experiments.memory import Setting
-from sppo.experiments.plan_command import PlanCommand
 from sppo.experiments.responses import FirstPrediction
-from sppo.experiments.room import table
 from sppo.experiments.run import load_run, run
-from sppo.experiments.run_commands import RunOptions, Train
-from sppo.experiments.text_memory import memory_plan
 from sppo.llm.engine_hf import HFEngine
 from sppo.llm.policy import TextPolicy, load_model
 from sppo.llm.tokenizer import load_tokenizer
-
-SMALL = RunConfig(
-    env_id="text/arithmetic",
-    env_kwargs={"train_size": 40, "test_size": 12},
-    settings={"episodes_per_update": 8, "n_minibatches": 2, "learning_rate": 1e-3},
-    text={"max_completion_length": 12, "critic_layers": 1, "n_completions": 3},
-    total_episodes=40,
-    n_evals=2,
-    n_eval_episodes=16,
-    checkpoint_freq=1,
-)
-"""Four or five updates, with two evaluations and those at both ends."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {}
     for agent in ("sppo", "grpo"):
         folders[agent] = tmp_path_factory.mktemp(agent)
-        run([replace(SMALL, agent=agent)], [folders[agent]])
+        run([replace(SUMS, agent=agent)], [folders[agent]])
     return folders
 
 
@@ -89,7 +71,7 @@ def test_a_run_leaves_responses_reasons_and_a_model(whole: dict[str, Path]) -> N
 def test_another_model_for_the_critic_is_forgotten_once_its_body_is_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, loaded, load = resolve(SMALL), [], text.load_model
+    config, loaded, load = resolve(SUMS), [], text.load_model
     start = text.find_model(config.start)
     TextPolicy(load(start), load_tokenizer(start)).save_pretrained(tmp_path)
 
@@ -131,7 +113,7 @@ def test_tensorboard_shows_what_is_answered(whole: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("agent", ["sppo", "grpo"])
 def test_killed_at_random_file_operations(agent: str, whole: dict[str, Path], tmp_path: Path) -> None:
-    config = replace(SMALL, agent=agent)
+    config = replace(SUMS, agent=agent)
     codes = []
     for n in np.random.default_rng(0).integers(20, 120, 4):
 
@@ -149,7 +131,7 @@ def test_killed_at_random_file_operations(agent: str, whole: dict[str, Path], tm
 
 
 def test_a_critic_begins_at_the_success_rate_and_its_price_is_counted(tmp_path: Path) -> None:
-    agent = make_agents([resolve(SMALL)])[0]
+    agent = make_agents([resolve(SUMS)])[0]
     first = FirstPrediction(None)
     first.on_training_start(agent)
     tokens = agent.sampler.counts["env_steps"]
@@ -159,7 +141,7 @@ def test_a_critic_begins_at_the_success_rate_and_its_price_is_counted(tmp_path: 
     assert values.std() == 0 and 0.05 < values[0] < 0.95
     FirstPrediction(0.3).on_training_start(agent)
     assert agent.critic.value(traj)[0] == pytest.approx(0.3)
-    ppo = make_agents([resolve(replace(SMALL, agent="ppo"))])[0]
+    ppo = make_agents([resolve(replace(SUMS, agent="ppo"))])[0]
     FirstPrediction(0.3).on_training_start(ppo)
     assert ppo.critic.values(traj)[0, 0] == pytest.approx(0.3), "squared error: no logit"
 
@@ -167,8 +149,8 @@ def test_a_critic_begins_at_the_success_rate_and_its_price_is_counted(tmp_path: 
 @pytest.mark.parametrize(("kind", "settings"), [("ppo", {}), ("sppo", {"value_loss": "squared_error"})])
 def test_where_rewards_are_charged_a_critic_begins_at_the_success_rate_too(kind: str, settings: dict[str, Any]) -> None:
     """The policy has not moved away from its reference yet, so nothing is charged; of 8 episodes, 1/16 to 15/16."""
-    settings = {**SMALL.settings, "kl_coef": 0.1, "kl_in": "reward", **settings}
-    agent = make_agents([resolve(replace(SMALL, agent=kind, settings=settings))])[0]
+    settings = {**SUMS.settings, "kl_coef": 0.1, "kl_in": "reward", **settings}
+    agent = make_agents([resolve(replace(SUMS, agent=kind, settings=settings))])[0]
     seen: list[float] = []
     agent.sampler.on_scored = lambda responses: seen.extend(response.reward for response in responses)
     FirstPrediction(None).on_training_start(agent)
@@ -181,7 +163,7 @@ def test_where_rewards_are_charged_a_critic_begins_at_the_success_rate_too(kind:
 
 def test_what_does_not_fit_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(message: str, kind: type[Exception] = ValueError, **changes: Any) -> None:
-        config = replace(SMALL, **changes)
+        config = replace(SUMS, **changes)
         with pytest.raises(kind, match=message):
             text.check([resolve(config)])
 
@@ -210,27 +192,16 @@ def test_what_does_not_fit_is_refused_before_the_run(tmp_path: Path, monkeypatch
     refused("amc23", FileNotFoundError, env_id="text/amc23", start="arithmetic", env_kwargs={})
 
 
-def test_a_run_that_the_machine_cannot_hold_is_refused_before_anything_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(text, "load_model", None)
-    huge = {"episodes_per_update": 4_000_000, "n_minibatches": 1, "microbatch_size": 1_000_000}
-    job = ([resolve(replace(SMALL, settings=huge))], [tmp_path / "run"])
-    with pytest.raises(ValueError, match=r"sppo needs \d{3,}\.\d GiB per rank and the device has .*activations \d{3,}"):
-        execute([job])
-    assert not (tmp_path / "run").exists()
-
-
 def test_prompts_that_leave_no_room_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    config = resolve(replace(SMALL, text={**SMALL.text, "max_prompt_length": 6}, env_kwargs={"terms": [2, 3]}))
+    config = resolve(replace(SUMS, text={**SUMS.text, "max_prompt_length": 6}, env_kwargs={"terms": [2, 3]}))
     agent = make_agents([config])[0]
     assert 0 < len(agent.sampler.prompts) < 20_000
     assert all(len(p.prompt) <= 6 for p in agent.sampler.prompts)
     assert f"{20_000 - len(agent.sampler.prompts)} of 20000 prompts are longer than 6 tokens; left out" in caplog.text
     with pytest.raises(ValueError, match="none of the 40 prompts has at most 2 tokens"):
-        make_agents([resolve(replace(SMALL, text={**SMALL.text, "max_prompt_length": 2}))])
+        make_agents([resolve(replace(SUMS, text={**SUMS.text, "max_prompt_length": 2}))])
     with pytest.raises(ValueError, match=r"none of the 40 prompts .*the model's context is 512"):
-        make_agents([resolve(replace(SMALL, text={"max_completion_length": 511}))])
+        make_agents([resolve(replace(SUMS, text={"max_completion_length": 511}))])
 
 
 def test_a_run_can_be_made_again_from_its_folder(whole: dict[str, Path], tmp_path: Path) -> None:
@@ -239,7 +210,7 @@ def test_a_run_can_be_made_again_from_its_folder(whole: dict[str, Path], tmp_pat
 
 
 def test_another_task_can_be_what_is_evaluated() -> None:
-    config = resolve(replace(SMALL, text={**SMALL.text, "eval_task": "arithmetic"}))  # its defaults: operands to 99
+    config = resolve(replace(SUMS, text={**SUMS.text, "eval_task": "arithmetic"}))  # its defaults: operands to 99
     agent = make_agents([config])[0]
     sampler, starts = text.held_out(agent, config)
     assert len(starts) == 16 and len(sampler.prompts) == 512
@@ -250,15 +221,15 @@ def test_another_task_can_be_what_is_evaluated() -> None:
 def test_a_critic_of_another_model_must_read_the_same_tokens(tmp_path: Path) -> None:
     toy_policy().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="numbers its tokens otherwise than the policy's"):
-        make_agents([resolve(replace(SMALL, text={**SMALL.text, "critic": str(tmp_path)}))])
-    agent = make_agents([resolve(replace(SMALL, text={**SMALL.text, "critic": "arithmetic"}))])[0]
+        make_agents([resolve(replace(SUMS, text={**SUMS.text, "critic": str(tmp_path)}))])
+    agent = make_agents([resolve(replace(SUMS, text={**SUMS.text, "critic": "arithmetic"}))])[0]
     assert agent.critic.base.config.num_hidden_layers == 1
 
 
 def test_prompts_that_serve_both_splits_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"{i}+1=", "answer": str(i + 1)}) + "\n" for i in range(30)))
-    config = replace(SMALL, env_id=f"text/{data}", start="arithmetic", env_kwargs={"chat": False, "suffix": ""})
+    config = replace(SUMS, env_id=f"text/{data}", start="arithmetic", env_kwargs={"chat": False, "suffix": ""})
     text.check([resolve(config)])
     assert "30 prompts are in both splits" in caplog.text
     caplog.clear()
@@ -269,7 +240,7 @@ def test_prompts_that_serve_both_splits_are_pointed_out(tmp_path: Path, caplog: 
 
 
 def test_what_limits_training_prompts_does_not_change_what_is_evaluated() -> None:
-    config = resolve(replace(SMALL, text={**SMALL.text, "max_prompt_length": 6}, env_kwargs={"terms": [2, 3]}))
+    config = resolve(replace(SUMS, text={**SUMS.text, "max_prompt_length": 6}, env_kwargs={"terms": [2, 3]}))
     agent = make_agents([config])[0]
     sampler, _ = text.held_out(agent, config)
     assert len(sampler.prompts) == 512 and max(len(p.prompt) for p in sampler.prompts) > 6
@@ -284,98 +255,10 @@ def test_an_engine_has_room_for_what_is_evaluated(monkeypatch: pytest.MonkeyPatc
         return HFEngine(policy)
 
     monkeypatch.setattr(text, "VLLMEngine", engine)
-    limited = {**SMALL.text, "engine": "vllm", "max_prompt_length": 6}
-    config = resolve(replace(SMALL, text=limited, env_kwargs={"terms": [2, 3]}))
+    limited = {**SUMS.text, "engine": "vllm", "max_prompt_length": 6}
+    config = resolve(replace(SUMS, text=limited, env_kwargs={"terms": [2, 3]}))
     (agent,) = make_agents([config])
     sampler, _ = text.held_out(agent, config)
     assert rooms == [max(len(p.prompt) for p in sampler.prompts) + 12]
     make_agents([resolve(replace(config, text={**limited, "max_prompt_length": 100}))])
     assert rooms[1:] == [112]
-
-
-def test_the_plan_is_of_all_that_is_generated(tmp_path: Path) -> None:
-    """The longest prompts are the last; 16 are answered in an evaluation, 8 in an update, and any number go on."""
-    data = tmp_path / "questions.jsonl"
-    prompts = ["1+1="] * 300 + ["1+" * 20 + "1="]
-    data.write_text("".join(json.dumps({"prompt": p, "answer": "2"}) + "\n" for p in prompts))
-    config = replace(SMALL, env_id=f"text/{data}", start="arithmetic", env_kwargs={"chat": False, "suffix": ""})
-
-    def cache(**changes: Any) -> int:
-        plan = memory_plan(resolve(replace(config, **changes)))
-        return plan.phases["generation"]["KV cache"]
-
-    token = 2 * 4 * 128 * 4  # bytes: keys and values of 4 layers with 128 numbers of 4 bytes
-    assert cache() == 16 * (42 + 12) * token
-    assert cache(text={**SMALL.text, "max_prompt_length": 9}) == 16 * (42 + 12) * token, "the evaluation has them all"
-    assert cache(n_eval_episodes=4) == 8 * (42 + 12) * token
-    assert cache(agent="vineppo") == 256 * (42 + 12) * token
-
-
-def test_the_plan_of_a_run_is_printed_part_by_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = resolve(replace(SMALL, agent="ppo"))
-    expected = table([memory_plan(config)])
-    assert expected.splitlines()[0].split() == ["GiB", "per", "rank", "ppo"] and "activations" in expected
-    for chosen in (config, replace(SMALL, agent="ppo")):
-        (tmp_path / "config.json").write_text(json.dumps(to_json(chosen)))
-        for name in (tmp_path, tmp_path / "config.json"):
-            PlanCommand(model=str(name))()
-            assert capsys.readouterr().out == expected + "\n"
-    # a run of ranks is planned without them
-    (tmp_path / "config.json").write_text(json.dumps(to_json(replace(config, text=config.text | {"ranks": 2}))))
-    PlanCommand(model=str(tmp_path), setting=Setting(on_gpu=True))()
-    assert "engine" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="ppo needs"):
-        PlanCommand(model=str(tmp_path), device_gib=0.001)()
-    with pytest.raises(ValueError, match=r"config\.json says how the run is: with it only --device-gib"):
-        PlanCommand(model=str(tmp_path), setting=Setting(rows=2))()
-    (tmp_path / "config.json").write_text('{"env_id": "sppo/SparseChain-v0"}')
-    with pytest.raises(ValueError, match="must be of a run on text to have a memory plan, got sppo/SparseChain-v0"):
-        PlanCommand(model=str(tmp_path))()
-
-
-def test_a_dry_run_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    Train(task="arithmetic", run=RunOptions(text={"max_completion_length": "12"}, dry_run=True))()
-    said = capsys.readouterr()
-    (shown,) = map(json.loads, said.out.splitlines())
-    shown = {name: value for name, value in shown.items() if name != "folder"}
-    assert said.err.endswith(table([memory_plan(from_json(shown))]) + "\n")
-
-
-@pytest.mark.parametrize(
-    ("settings", "rows"),
-    [
-        ({}, (4, 4)),
-        ({"batch_size": 3}, (3, 4)),  # a critic of starts is cut by n_minibatches
-        ({"batch_size": 8}, (8, 4)),
-        ({"batch_size": 8, "microbatch_size": 2}, (2, 2)),
-        ({"microbatch_steps": 64}, (2, 3)),  # of up to 20 + 12 tokens, and of prompts with a step each
-    ],
-)
-def test_the_plan_counts_the_rows_of_a_pass(settings: dict[str, Any], rows: tuple[int, int]) -> None:
-    """Of 8 in two minibatches."""
-
-    def read(**settings: Any) -> list[int]:
-        phases = memory_plan(resolve(replace(SMALL, settings=SMALL.settings | settings))).phases
-        return [phases[name]["activations"] for name in ("policy", "critic")]
-
-    for all_rows, row, n in zip(read(**settings), read(microbatch_size=1), rows, strict=True):
-        assert all_rows == pytest.approx(n * row)
-
-
-def test_a_model_whose_memory_cannot_be_planned_is_pointed_out(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def unknown(model: str) -> Any:
-        raise ValueError(f"the shape of {model!r} is not known")
-
-    config = resolve(SMALL)
-    monkeypatch.setattr(text_memory, "shape_of", unknown)
-    text.check([config])
-    assert "memory is not planned: the shape of" in caplog.text
-
-    def broken(*_: object) -> Any:
-        raise ValueError("another fault")
-
-    monkeypatch.setattr(text_memory, "_longest_prompt", broken)
-    with pytest.raises(ValueError, match="another fault"):
-        text.check([config])
