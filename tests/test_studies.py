@@ -164,7 +164,8 @@ def test_what_was_made_once_is_found_under_all_its_names() -> None:
 
 
 def test_batches_of_text_dials_end_with_the_budget() -> None:
-    """4096 responses are 128, 32 and 8 updates, each with its eight evaluations at the same counts."""
+    """4096 responses are 128, 32 and 8 batches, the first of which tells critics what to predict first; the eight
+    evaluations come at the same counts."""
     sizes = {resolve(config).settings["episodes_per_update"] for _, config in STUDIES["text-dials"].runs()}
     assert sizes == {32, 128, 512}
     assert {(c.total_episodes, c.n_evals) for _, c in STUDIES["text-dials"].runs()} == {(4096, 8)}
