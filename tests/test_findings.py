@@ -197,6 +197,9 @@ def test_dials_are_drawn_per_task_and_value() -> None:
     axes = draw_dials(runs).axes
     assert [ax.get_xlabel() for ax in axes] == ["spread", "warm-up", "spread"]
     assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["0", "5"]
+    assert [ax.get_ylabel() for ax in axes] == [
+        f"{of}\narea under the curve, n = 2" if of else "" for of in ("Chain", "", "Cart")
+    ]
 
 
 def test_a_study_is_drawn_from_its_file(tmp_path: Path) -> None:

@@ -144,8 +144,9 @@ def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> 
                     ax.errorbar(x, middle, ends, fmt="o-", color=colour, markersize=4, capsize=2, label=agent)
                 ax.set_xticks(range(len(values)), list(values))
                 ax.set_xlabel(dial)
-            row[0].set_ylabel(f"{task}\narea under the curve")
-        axes[0, 0].legend(title=f"n = {len(next(iter(values.values()))) // len(agents)} seeds")
+            seeds = {run.seed for of_dial in dials.values() for here in of_dial.values() for run in here}
+            row[0].set_ylabel(f"{task}\narea under the curve, n = {len(seeds)}")
+        axes[0, 0].legend()
     return figure
 
 
