@@ -149,9 +149,7 @@ def probability_of_improvement(
     Args:
         x: (S_x, K) or (S_x,).
         y: (S_y, K) or (S_y,); the same tasks, the number of seeds may differ.
-        rng: generator, or the seed of one; X and Y are resampled apart, within tasks.
-        level: coverage asked for, in (0, 1).
-        resamples: bootstrap replicates.
+        rng, level, resamples: as in `bootstrap_interval`; X and Y are resampled apart, within tasks.
     Raises:
         ValueError: no scores, NaN among them, tasks that differ in number, a bad level or number of resamples.
     """
@@ -185,10 +183,7 @@ def paired_difference(
     Args:
         x: (S, K) or (S,), finite.
         y: the same shape, row s from the same seed as row s of x.
-        rng: generator, or the seed of one.
-        statistic: maps (..., S, K) to (...); the default is the interquartile mean.
-        level: coverage asked for, in (0, 1).
-        resamples: bootstrap replicates.
+        rng, statistic, level, resamples: as in `bootstrap_interval`.
     Raises:
         ValueError: no scores, values that are not finite, shapes that differ, a bad level or number of resamples.
     """
@@ -241,10 +236,7 @@ def difference(
     Args:
         x: (S_x, K) or (S_x,), finite.
         y: (S_y, K) or (S_y,), finite.
-        rng: generator, or the seed of one.
-        statistic: maps (..., S, K) to (...); the default is the interquartile mean.
-        level: coverage asked for, in (0, 1).
-        resamples: bootstrap replicates.
+        rng, statistic, level, resamples: as in `bootstrap_interval`.
     Raises:
         ValueError: no scores, values that are not finite, a bad level or number of resamples.
     """
@@ -270,7 +262,7 @@ def performance_profile(
     Args:
         scores: (S, K) or (S,).
         thresholds: (N,).
-        rng, level, resamples: as in `curve_band`.
+        rng, level, resamples: as in `bootstrap_interval`, the level at each point.
     Returns:
         (N,) estimate, (N,) lower end, (N,) upper end.
     Raises:
@@ -292,9 +284,7 @@ def curve_band(
     Source: Agarwal et al. 2021, arXiv 2108.13264.
     Args:
         curves: (S, N), one row per seed on common x values.
-        rng: generator, or the seed of one.
-        level: coverage asked for at each point, in (0, 1).
-        resamples: bootstrap replicates.
+        rng, level, resamples: as in `bootstrap_interval`, the level at each point.
     Returns:
         (N,) estimate, (N,) lower end, (N,) upper end.
     Raises:
