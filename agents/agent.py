@@ -213,8 +213,6 @@ class Agent(WithReference):
         self.freeze_reference()
         if self.stream is not None:
             experience = self.credit(self.as_seen(self.stream.next(self.config.episodes_per_update)))
-        elif self.charges_in_reward or self.config.reward_noise:
-            experience = self.collect(AsSeen(self.sampler, self.as_seen), self.starts())
         else:
             experience = self.collect(self.sampler, self.starts())
         sampled = time.perf_counter()
