@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -18,19 +17,17 @@ from sppo.agents.batch import Experience, Trajectories
 from sppo.agents.checks import check_critic, check_settings
 from sppo.agents.config import AgentConfig, make_config
 from sppo.agents.control import ControlSampler
-from sppo.agents.credit import whiten
 from sppo.agents.diagnostics import credit_metrics, critic_metrics, rollout_metrics
+from sppo.agents.experience import WithExperience
 from sppo.agents.learners import LocalLearner
-from sppo.agents.losses import ValueLossName, aggregation_weights, probability_mask, truncated_importance
+from sppo.agents.losses import ValueLossName
 from sppo.agents.noise import flip_outcomes
 from sppo.agents.policy_and_critic import update_all
 from sppo.agents.protocols import Episodes, Sampler
-from sppo.agents.reference import WithReference
 from sppo.agents.sampling import AsSeen, Stream
-from sppo.agents.update import PolicyLoss
 
 
-class Agent(WithReference):
+class Agent(WithExperience):
     """Base of all algorithms: a subclass says how to `collect` episodes and how to give `credit`.
 
     Args:
@@ -45,8 +42,6 @@ class Agent(WithReference):
     """
 
     Config: ClassVar[type[AgentConfig]] = AgentConfig
-    Loss: ClassVar[type[PolicyLoss]] = PolicyLoss
-    critic_sees: ClassVar[Literal["start", "steps"] | None] = None
 
     def __init__(
         self,
@@ -136,44 +131,6 @@ class Agent(WithReference):
         """Advantages, and targets for the critic, of sampled episodes."""
         raise NotImplementedError(f"{type(self).__name__} gives no credit")
 
-    def experience(
-        self,
-        traj: Trajectories,
-        advantages: Tensor,
-        *,
-        values: Tensor | None = None,
-        value_targets: Tensor | None = None,
-        keep: Tensor | None = None,
-    ) -> Experience:
-        """Experience with this agent's aggregation and probability mask, and, if so configured, whitened advantages.
-
-        Args:
-            traj: B rows.
-            advantages: (B, T).
-            values: (B, T) or (B, 1) predictions, to log how good they were.
-            value_targets: (B, T) or (B, 1) of the critic.
-            keep: (B,) bool, False for rows that were sampled and are not learned from, nor counted in the divisor.
-        """
-        c, carries = self.config, traj.valid
-        if keep is not None:
-            carries = carries & keep[:, None]
-        if c.normalize_advantage:
-            advantages = whiten(advantages, carries)
-        if c.mask_threshold is not None:
-            continuous = traj.actions.ndim == 3
-            carries = carries & probability_mask(traj.logprobs, carries, c.mask_threshold, density=continuous)
-        weight, share = self.weights(carries)
-        if c.importance_sampling is not None and traj.behaviour_logprobs is not None:
-            drawn, level, cap = traj.behaviour_logprobs, c.importance_sampling, c.importance_cap
-            weight = weight * truncated_importance(traj.logprobs, drawn, traj.valid, level, cap)
-        return Experience(
-            traj=traj, weight=weight, share=share, advantages=advantages, values=values, value_targets=value_targets
-        )
-
-    def weights(self, carries: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and share (B, T) of each step that carries loss (B, T), under this agent's aggregation."""
-        return aggregation_weights(carries, self.config.aggregation, getattr(self.sampler, "horizon", None))
-
     def as_seen(self, traj: Trajectories) -> Trajectories:
         """Just sampled, with the rewards that credit is given for: flipped by `reward_noise`, less what is charged."""
         share, so_far = self.config.reward_noise, self.sampler.counts["env_steps"]
@@ -214,11 +171,15 @@ class Agent(WithReference):
         if self.stream is not None:
             experience = self.credit(self.as_seen(self.stream.next(self.config.episodes_per_update)))
         else:
-            experience = self.collect(self.sampler, self.starts())
+            experience = self.collect(AsSeen(self.sampler, self.as_seen), self.starts())
         sampled = time.perf_counter()
         metrics = self.update(experience)
         ended, cpu = time.perf_counter(), time.process_time() - cpu
         return self.account(experience, metrics, sampled - started, ended - started, cpu)
+
+    def update(self, experience: Experience) -> dict[str, float]:
+        """One update of the policy and, if there is one, the critic."""
+        return update_all([self], [experience], self.learner, self.policy, self.critic_learner, self.critic)[0]
 
     def account(
         self,
@@ -251,49 +212,6 @@ class Agent(WithReference):
             "time/rollout_seconds": rollout_seconds,
             "time/fps": (self.num_steps - before[0]) / seconds,
         }
-
-    # What the one update reads.
-
-    def policy_loss(self, policy: Any) -> PolicyLoss:
-        """The loss that a policy minimises."""
-        return self.Loss(policy, **self.loss_settings())
-
-    def loss_settings(self) -> dict[str, Any]:
-        """What every policy loss is told."""
-        c = self.config
-        return {
-            "clip_low": c.clip_range,
-            "clip_high": c.clip_range_high or c.clip_range,
-            "ent_coef": c.ent_coef,
-            "kl_coef": 0.0 if self.charges_in_reward else c.kl_coef,
-            "kl_estimator": self.kl_estimator,
-        }
-
-    def update(self, experience: Experience) -> dict[str, float]:
-        """One update of the policy and, if there is one, the critic."""
-        return update_all([self], [experience], self.learner, self.policy, self.critic_learner, self.critic)[0]
-
-    def policy_experience(self, experience: Experience) -> Experience:
-        """What the policy's loss reads: the rows that count."""
-        counts = experience.share.any(1)
-        if not bool(counts.all()):
-            experience = experience[counts.nonzero().squeeze(1)]
-        traj = experience.traj.choices()
-        return replace(experience, traj=traj, values=None, value_targets=None, ref_logprobs=self.ref_logprobs(traj))
-
-    def critic_experience(self, experience: Experience) -> Experience:
-        """What the critic's loss reads: every step, whatever the policy learns from; a start critic, one per row."""
-        traj = experience.traj.choices()
-        if self.critic_sees == "steps":
-            weight, share = self.weights(traj.valid)
-        else:
-            traj = traj.beginnings()
-            weight = share = torch.ones(len(experience), 1, device=experience.weight.device)
-        return replace(experience, traj=traj, weight=weight, share=share, advantages=None, values=None)
-
-    def critic_batch_size(self) -> int | None:
-        """`batch_size` counts steps; a start critic's minibatches are cut over rows by `n_minibatches`."""
-        return self.config.batch_size if self.critic_sees == "steps" else None
 
     # Acting, saving and going on.
 
