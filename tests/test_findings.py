@@ -163,8 +163,8 @@ def test_single_runs_are_told_without_intervals(tmp_path: Path) -> None:
     runs = [level(f"addition/{agent}/seed0", 0.7, 0.1, env_id="text/addition") for agent in AGENTS]
     pack(runs, tmp_path / "smollm2.json.gz")
     lines = redraw(tmp_path, tmp_path / "images").splitlines()
-    assert [line.split() for line in lines[2:]] == [[agent, "0.700", "0.700", "80", "9"] for agent in AGENTS]
-    assert "n = 1" in lines[0] and (tmp_path / "images" / "smollm2.png").stat().st_size > 10_000
+    assert [line.split() for line in lines[4:]] == [[agent, "0.700", "0.700", "80", "9"] for agent in AGENTS]
+    assert "n = 1" in lines[2] and (tmp_path / "images" / "smollm2.png").stat().st_size > 10_000
 
 
 def test_text_is_drawn_against_tokens_and_seconds() -> None:
@@ -180,7 +180,7 @@ def test_dials_find_the_shared_run_under_each_of_their_names(tmp_path: Path) -> 
     """The base is there under its first name alone; each dial has its own value's row."""
     runs = [level(f"arithmetic/episodes per update/128/{agent}/seed0", 0.5) for agent in ("ppo", "sppo")]
     pack(runs, tmp_path / "text-dials.json.gz")
-    told = redraw(tmp_path, tmp_path / "images").splitlines()[1:]
+    told = redraw(tmp_path, tmp_path / "images").splitlines()[3:]
     own = ["critic learning rate/0.001", "critic warm-up/0", "episodes per update/128", "reward noise/0"]
     assert [line.split("arithmetic/")[1].split("  ")[0] for line in told] == [*own, "spread of terms/5"]
 
@@ -276,7 +276,7 @@ def test_critics_are_told_by_size(tmp_path: Path) -> None:
         for seed in range(3)
     ]
     pack(runs, tmp_path / "critics.json.gz")
-    areas, calibrations = redraw(tmp_path, tmp_path / "images").split("\n\n")
+    _, areas, calibrations = redraw(tmp_path, tmp_path / "images").split("\n\n")
     assert [line.split("layers")[1].split() for line in areas.splitlines()[1:]] == [
         ["1", "0.520", "[0.470,", "0.570]", "n", "=", "3"],
         ["4", "0.620", "[0.570,", "0.670]", "+0.100", "[+0.100,", "+0.100]", "n", "=", "3"],

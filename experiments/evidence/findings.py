@@ -166,7 +166,7 @@ DRAWN: dict[str, Callable[[Path, Path], str]] = {
 
 
 def redraw(results: Path, images: Path) -> str:
-    """Draw all figures of the packed runs in a folder; their tables.
+    """Draw all figures of the packed runs in a folder; their tables, below the command that made the runs.
 
     Raises:
         ValueError: if it holds none.
@@ -175,5 +175,7 @@ def redraw(results: Path, images: Path) -> str:
     if not names:
         raise ValueError(f"{results} must hold packed runs, such as {next(iter(STUDIES))}{ENDING}")
     images.mkdir(parents=True, exist_ok=True)
-    told = [DRAWN[name](results / f"{name}{ENDING}", images) for name in names if name in DRAWN]
-    return "\n\n".join(filter(None, [*told, *_maps(results, images), told_calibrations(results, images)]))
+    told = {f"sppo study {name}": DRAWN[name](results / f"{name}{ENDING}", images) for name in names if name in DRAWN}
+    told["; ".join(f"sppo study {name}" for name in names if name in MAPS)] = "\n\n".join(_maps(results, images))
+    told["sppo calibrate RUN"] = told_calibrations(results, images)
+    return "\n\n".join(f"{made_by}\n\n{tables}" for made_by, tables in told.items() if tables)
