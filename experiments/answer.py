@@ -1,15 +1,17 @@
-"""The first screen of a report: who is ahead, where, by how much, how surely; in words and as a table of all tasks."""
+"""The first screen of a report in words: who is ahead, where, by how much, how surely."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 
-from sppo.experiments.markup import dot, listed, made_by
-from sppo.experiments.results import units
+from sppo.experiments.markup import listed
+from sppo.experiments.rows import Row
 from sppo.experiments.stats import Interval
-from sppo.experiments.summary import ALL_TASKS, Row, Table, bounds, rate, short, signed
-from sppo.experiments.tasks import short_name
+from sppo.experiments.summary import Table, bounds, rate, signed
+
+FEW = 4
+"""Agents of whom a sentence also says by how much."""
 
 
 def leaves_out_zero(gap: Interval) -> bool:
@@ -31,10 +33,17 @@ def _named(row: Row) -> str:
     return f"{row.agent} ({_gained(row)})"
 
 
+def _where(table: Table, scope: str) -> str:
+    if scope not in table.pools:
+        return f"{'At' if table.of_settings else 'On'} {table.name(scope)}"
+    count = len(table.pools[scope])
+    return f"Over all {count} {scope.removeprefix('all ')}"
+
+
 def standing(table: Table, scope: str) -> str:
     """One sentence: who learns faster or slower than the first agent on a task, or over all, and who does neither."""
     first, *others = table.of(scope)
-    where = f"Over all {len(table.env_ids)} tasks" if scope == ALL_TASKS else f"On {short_name(scope)}"
+    where = _where(table, scope)
     if not others:
         return (
             f"{where} {first.agent} ends at {rate(first.final.estimate)} success and "
@@ -68,8 +77,8 @@ def _estimate(row: Row) -> float:
 def _task_by_task(table: Table) -> str:
     """Where agents learn clearly faster or slower: how many, and the one that does so most."""
     told = []
-    for env_id in table.env_ids:
-        first, *others = table.of(env_id)
+    for scope in table.scopes:
+        first, *others = table.of(scope)
         parts = []
         for sign, how in ((1, "faster"), (-1, "slower")):
             rows = sorted(
@@ -80,23 +89,39 @@ def _task_by_task(table: Table) -> str:
                 parts.append(f"{len(rows)} of {len(others)} {how} than {first.agent}, most {_named(rows[-1])}")
             elif rows:
                 parts.append(f"{_named(rows[0])} {how} than {first.agent}")
-        told += [f"on {short_name(env_id)} {' and '.join(parts)}"] * bool(parts)
+        told += [f"on {table.name(scope)} {' and '.join(parts)}"] * bool(parts)
     if not told:
         return "On no single task is a difference clear."
-    rest = len(table.env_ids) - len(told)
+    rest = len(table.scopes) - len(told)
     left = f"; no clear difference on the other{f' {rest}' * (rest > 1)}"
     return f"Task by task: {'; '.join(told)}{left * bool(rest)}."
 
 
+def _setting_by_setting(table: Table) -> str:
+    """Of every agent at how many settings it learns clearly faster or slower, and where it does so most."""
+    told = []
+    for agent in table.agents[1:]:
+        rows = [row for row in table.rows if row.agent == agent and row.auc_gain and row.scope in table.at]
+        clear = [row for row in rows if is_clear(row, table.of(row.scope)[0])]
+        parts = []
+        for sign, how in ((1, "faster"), (-1, "slower")):
+            mine = [row for row in clear if sign * _estimate(row) > 0]
+            if mine:
+                most = max(mine, key=lambda row: abs(_estimate(row)))
+                how_much = f" ({_gained(most)})" * (len(table.agents) <= FEW)
+                parts.append(
+                    f"{how} at {len(mine)} of {len(rows)}, {'most ' * (len(mine) > 1)}at {most.scope}{how_much}"
+                )
+        told.append(f"{agent} {' and '.join(parts)}" if parts else f"{agent} at none of {len(rows)}")
+    return f"Clearly apart from {table.agents[0]} at single settings: {'; '.join(told)}."
+
+
 def answer(table: Table) -> list[str]:
     """What was found, in a few sentences; the last says what the numbers are and how far to trust them."""
-    several = len(table.env_ids) > 1
-    if table.of(ALL_TASKS):
-        found = [standing(table, ALL_TASKS)]
-    else:
-        found = [] if several else [standing(table, table.env_ids[0])]
+    several = len(table.scopes) > 1
+    found = [standing(table, scope) for scope in (table.pools if several else table.scopes)]
     if several and len(table.agents) > 1:
-        found.append(_task_by_task(table))
+        found.append((_setting_by_setting if table.of_settings else _task_by_task)(table))
     intervals = sum(row.auc_gain is not None and row.seeds > 1 for row in table.rows)
     if not intervals:
         return found
@@ -105,8 +130,8 @@ def answer(table: Table) -> list[str]:
         *found,
         f"Numbers: gain in success rate averaged over training (AUC), its {100 * table.level:g}% interval over "
         f"n = {seeds_of(table.rows)} seeds."
-        + f" Of {intervals} such intervals about {chance:.0f} would leave out zero by chance."
-        * (chance >= 1),
+        + f" Of {intervals} such intervals about {chance:.0f} would leave out zero by chance." * (chance >= 1)
+        + " Settings share their seeds, and so a seed's luck." * table.of_settings,
     ]
 
 
@@ -116,65 +141,20 @@ def seeds_of(rows: Sequence[Row]) -> str:
     return " to ".join(str(count) for count in dict.fromkeys((min(counts), max(counts))))
 
 
-def matrix(table: Table, command: str) -> str:
-    """Every agent's gain over the first, on every task: marked only where the interval leaves out zero."""
-    scopes = [ALL_TASKS] * bool(table.of(ALL_TASKS)) + table.env_ids
-    rows = {scope: {row.agent: row for row in table.of(scope)} for scope in scopes}
-    heads = "".join(
-        f'<th scope="col">{escape(short_name(scope))}<small>{_under(table, scope)}</small></th>' for scope in scopes
-    )
-    body = []
-    for agent in table.agents:
-        cells = "".join(_matrix_cell(rows[scope].get(agent), table.of(scope)[0]) for scope in scopes)
-        body.append(f'<tr><th scope="row">{dot(table, agent)}</th>{cells}</tr>')
-    first = table.agents[0]
-    caption = (
-        f"Gain in AUC over {escape(first)}, whose own AUC is in its row. "
-        '<span class="ahead">▲ ahead</span> <span class="behind">▼ behind</span>: the interval leaves out zero.'
-        if len(table.agents) > 1
-        else "Success rate averaged over training (AUC)."
-    )
-    return (
-        f'<div class="wide"><table class="matrix"><caption>{caption}{made_by(command)}</caption>'
-        f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _under(table: Table, scope: str) -> str:
-    """Of a column's head: how many seeds, and what each spent."""
-    seeds = f"n = {seeds_of(table.of(scope))}"
-    return seeds if scope == ALL_TASKS else f"{seeds}, {short(table.budgets[scope])} {units(scope)[0]}"
-
-
-def _matrix_cell(row: Row | None, first: Row) -> str:
-    if row is None:
-        return "<td>–</td>"
-    if row.auc_gain is None:
-        return f'<td class="reference">{rate(row.auc.estimate)}<small>{_interval(row, row.auc, rate)}</small></td>'
-    kind, mark = "", ""
-    if is_clear(row, first):
-        kind, mark = (' class="ahead"', "▲ ") if _estimate(row) > 0 else (' class="behind"', "▼ ")
-    return f"<td{kind}>{mark}{signed(_estimate(row))}<small>{_interval(row, row.auc_gain, signed)}</small></td>"
-
-
-def _interval(row: Row, interval: Interval, form: Callable[[float], str]) -> str:
-    return bounds(interval, form) if row.seeds > 1 else "one seed"
-
-
-def _odds(improvement: Interval, agent: str, first: str) -> str:
+def _odds(improvement: Interval, agent: str, first: str, run: str) -> str:
     # With few seeds a clean sweep has the interval [1, 1], which in words would claim certainty.
     if improvement.estimate == 1:
-        return f"Every run of {agent} beat every run of {first}."
+        return f"Every {run} of {agent} beat every {run} of {first}."
     if improvement.estimate == 0:
-        return f"Every run of {first} beat every run of {agent}."
+        return f"Every {run} of {first} beat every {run} of {agent}."
     return (
-        f"A run of {agent} beats a run of {first} with probability {improvement.estimate:.2f} "
+        f"A {run} of {agent} beats a {run} of {first} with probability {improvement.estimate:.2f} "
         f"({improvement.low:.2f} to {improvement.high:.2f})."
     )
 
 
-def grounds(row: Row, first: Row, level: float) -> str:
-    """What two agents reached on a task: areas, how often one run beats another, final success."""
+def grounds(row: Row, first: Row, level: float, run: str = "run") -> str:
+    """What two agents reached in a scope: areas, how often one run beats another, final success."""
     assert row.auc_gain and row.final_gain and row.improvement
     final = row.final_gain
     apart = f"difference {signed(final.estimate)} ({signed(final.low)} to {signed(final.high)})"
@@ -182,20 +162,21 @@ def grounds(row: Row, first: Row, level: float) -> str:
         f"Area under the learning curve: {row.agent} {rate(row.auc.estimate)}, "
         f"{first.agent} {rate(first.auc.estimate)}, difference {signed(row.auc_gain.estimate)} "
         f"({100 * level:g}% interval {signed(row.auc_gain.low)} to {signed(row.auc_gain.high)}). "
-        f"{_odds(row.improvement, row.agent, first.agent)} "
+        f"{_odds(row.improvement, row.agent, first.agent, run)} "
         f"Final success: {row.agent} {rate(row.final.estimate)}, {first.agent} {rate(first.final.estimate)}, "
         f"{apart if leaves_out_zero(final) else 'no clear difference'}; n = {seeds_of([row, first])} seeds."
     )
 
 
 def agent_by_agent(table: Table) -> str:
-    """The grounds of every pair and task: at hand where there are few, else one click away."""
-    scopes = [ALL_TASKS] * bool(table.of(ALL_TASKS)) + table.env_ids
+    """The grounds of every pair and scope: at hand where there are few, else one click away."""
+    scopes = [*table.pools, *table.scopes]
     parts = []
     for scope in scopes:
         first, *others = table.of(scope)
-        told = "".join(f"<p>{escape(grounds(row, first, table.level))}</p>" for row in others if row.seeds > 1)
-        parts.append(f"<h3>{escape(short_name(scope))}</h3>{told}" if told and len(scopes) > 1 else told)
+        run = "seed" if table.of_settings and scope in table.pools else "run"
+        told = "".join(f"<p>{escape(grounds(row, first, table.level, run))}</p>" for row in others if row.seeds > 1)
+        parts.append(f"<h3>{escape(table.name(scope))}</h3>{told}" if told and len(scopes) > 1 else told)
     opened = " open" if len(table.agents) * len(scopes) <= 2 else ""
     return (
         f"<details{opened}><summary>In words, agent by agent</summary>{''.join(parts)}</details>" if any(parts) else ""

@@ -96,7 +96,7 @@ class Report:
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = Path("runs/compare")
     """The folder that `sppo compare` wrote, or a file of packed runs, such as docs/results/figure.json.gz."""
     out: Path | None = None
-    """Where curves, report and the packed runs go; by default SOURCE, where it is a folder."""
+    """Where curves, report and the packed runs go; by default SOURCE; for a file, runs/reports/NAME."""
 
     def __call__(self) -> None:
         print_report(self.source, None, self.out)

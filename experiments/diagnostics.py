@@ -73,10 +73,9 @@ def _progress(run: Run, tag: str) -> tuple[Floats, Floats, str]:
     return x[keep], values[keep], label
 
 
-def diagnostics_figure(table: Table, env_id: str) -> Figure | None:
-    """Training metrics of every agent on one task: IQM over seeds, the band spans all seeds. None: no metrics."""
-    runs = [run for run in table.runs if run.env_id == env_id]
-    tags = diagnostic_tags(runs)
+def diagnostics_figure(table: Table, scope: str) -> Figure | None:
+    """Training metrics of every agent in one scope: IQM over seeds, the band spans all seeds. None: no metrics."""
+    tags = diagnostic_tags(table.at[scope])
     if not tags:
         return None
     columns = 3
@@ -87,7 +86,7 @@ def diagnostics_figure(table: Table, env_id: str) -> Figure | None:
         for ax, tag in zip(axes, tags, strict=False):
             label = ""
             for agent in table.agents:
-                curves = [_progress(run, tag) for run in table.runs_of(env_id, agent) if tag in run.progress]
+                curves = [_progress(run, tag) for run in table.runs_of(scope, agent) if tag in run.progress]
                 curves = [curve for curve in curves if len(curve[0])]
                 if not curves:
                     continue
@@ -104,5 +103,5 @@ def diagnostics_figure(table: Table, env_id: str) -> Figure | None:
             ax.yaxis.set_major_locator(MaxNLocator(4))
         for ax in axes[len(tags) :]:
             ax.set_axis_off()
-        figure.legend(**legend_of(table, env_id), loc="outside upper right")
+        figure.legend(**legend_of(table, scope), loc="outside upper right")
     return figure

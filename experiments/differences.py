@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from sppo.experiments.markup import sortable
-from sppo.experiments.results import Run
 from sppo.experiments.summary import Table
-from sppo.experiments.tasks import short_name
 
 MISSING = "–"
 MANY = 3
 """Values over seeds that a cell names one by one."""
+MANY_SCOPES = 8
+"""Tasks whose values it does."""
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -28,16 +29,17 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def configs_json(runs: Sequence[Run]) -> str:
+def configs_json(table: Table) -> str:
     """The settings of all runs for the script that compares two of them."""
-    several = len({run.env_id for run in runs}) > 1
+    several = len(table.scopes) > 1
     records = [
         {
-            "name": f"{run.label} seed {run.seed}" + f" on {run.env_id}" * several,
+            "name": run.name if table.of_settings else f"{run.label} seed {run.seed}" + f" on {run.env_id}" * several,
             "agent": run.label,
-            "env_id": run.env_id,
+            "scope": scope,
             "config": flatten(run.config),
         }
+        for scope, runs in table.at.items()
         for run in runs
     ]
     # No sequence that could end the script element may stand in it.
@@ -45,21 +47,24 @@ def configs_json(runs: Sequence[Run]) -> str:
 
 
 def differences(table: Table) -> dict[str, dict[str, str]]:
-    """Settings that differ between agents on some task: setting -> agent -> its value, or its values over seeds.
+    """Settings that differ between agents in some scope: setting -> agent -> its value, or its values over seeds.
 
-    Where a value also depends on the task, it is given task by task.
+    Where a value also depends on the scope, it is given scope by scope.
     """
     configs = {
-        (env_id, agent): [flatten(run.config) for run in table.runs_of(env_id, agent)]
-        for env_id in table.env_ids
+        (scope, agent): [flatten(run.config) for run in table.runs_of(scope, agent)]
+        for scope in table.scopes
         for agent in table.agents
     }
     names = sorted({name for runs in configs.values() for config in runs for name in config} - {"agent"})
     found: dict[str, dict[str, str]] = {}
     for name in names:
         values = {key: _joined([config.get(name, MISSING) for config in runs]) for key, runs in configs.items() if runs}
-        if any(len({v for (env, _), v in values.items() if env == env_id}) > 1 for env_id in table.env_ids):
-            found[name] = {agent: _over_tasks(values, agent) for agent in table.agents}
+        if any(len({values[key] for key in values if key[0] == scope}) > 1 for scope in table.scopes):
+            found[name] = {
+                agent: _over_scopes({table.name(key[0]): value for key, value in values.items() if key[1] == agent})
+                for agent in table.agents
+            }
     return found
 
 
@@ -68,11 +73,19 @@ def _joined(values: Sequence[str]) -> str:
     return ", ".join(distinct) if len(distinct) <= MANY else f"{', '.join(distinct[:MANY])}, ... ({len(distinct)})"
 
 
-def _over_tasks(values: dict[tuple[str, str], str], agent: str) -> str:
-    mine = {short_name(env_id): value for (env_id, name), value in values.items() if name == agent}
-    if len(set(mine.values())) == 1:
-        return next(iter(mine.values()))
-    return "; ".join(f"{task}: {value}" for task, value in mine.items())
+def _over_scopes(values: dict[str, str]) -> str:
+    """The value, or what it is where; of many scopes how many have it."""
+    where: dict[str, list[str]] = {}
+    for scope, value in values.items():
+        where.setdefault(value, []).append(scope)
+    if len(where) == 1:
+        return next(iter(where))
+    if len(values) <= MANY_SCOPES:
+        return "; ".join(f"{scope}: {value}" for scope, value in values.items())
+    return "; ".join(
+        f"{', '.join(scopes) if len(scopes) <= MANY else f'at {len(scopes)} settings'}: {value}"
+        for value, scopes in where.items()
+    )
 
 
 def differences_table(table: Table, made: str) -> str:
@@ -82,11 +95,48 @@ def differences_table(table: Table, made: str) -> str:
     found = differences(table)
     if not found:
         return "<p>Between agents no setting differs but the agent.</p>"
-    body = [
-        f'<tr><td class="value">{escape(name)}</td>'
-        + "".join(f'<td class="value">{escape(values[agent])}</td>' for agent in table.agents)
-        + "</tr>"
-        for name, values in found.items()
-    ]
-    caption = f"Every setting that differs between agents on some task; {MISSING}: the agent has no such setting.{made}"
-    return sortable(["setting", *table.agents], body, caption)
+    where = "at some setting of the study" if table.of_settings else "on some task"
+    caption = f"Every setting that differs between agents {where}; {MISSING}: the agent has no such setting.{made}"
+    rows = [[name, *(values[agent] for agent in table.agents)] for name, values in found.items()]
+    return sortable(["setting", *table.agents], _lines(rows), caption)
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["<tr>" + "".join(f'<td class="value">{escape(cell)}</td>' for cell in row) + "</tr>" for row in rows]
+
+
+def between_settings(table: Table, scopes: Sequence[str]) -> dict[str, list[str]]:
+    """What differs between settings of a study for one and the same agent: name -> value at each.
+
+    Of text that differs by seed what it has in common.
+    """
+    configs = {(scope, run.label): [] for scope in scopes for run in table.at[scope]}  # type: dict[tuple[str, str], list[dict[str, str]]]
+    for scope in scopes:
+        for run in table.at[scope]:
+            configs[scope, run.label].append(flatten(run.config))
+    names = {name for runs in configs.values() for config in runs for name in config}
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        values = {key: _common([config.get(name, MISSING) for config in runs]) for key, runs in configs.items()}
+        # an empty group of settings has a name of its own, a full one has not
+        empty = set(values.values()) <= {"{}", MISSING}
+        if not empty and any(len({v for (_, a), v in values.items() if a == agent}) > 1 for agent in table.agents):
+            found[name] = [_joined([v for (s, _), v in values.items() if s == scope]) for scope in scopes]
+    return found
+
+
+def _common(values: Sequence[str]) -> str:
+    """runs/0.safetensors, runs/1.safetensors -> runs/*.safetensors"""
+    if len(set(values)) == 1 or not all(value.startswith('"') for value in values):
+        return _joined(values)
+    head = os.path.commonprefix(values)
+    tail = os.path.commonprefix([value[len(head) :][::-1] for value in values])[::-1]
+    return f"{head}*{tail}"
+
+
+def between_settings_table(table: Table, scopes: Sequence[str], made: str) -> str:
+    """`between_settings` for the page."""
+    found = between_settings(table, scopes)
+    rows = [[scope, *(values[i] for values in found.values())] for i, scope in enumerate(scopes)]
+    caption = f"What differs between these settings, the same for all agents unless several values stand there.{made}"
+    return sortable(["setting", *found], _lines(rows), caption)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from sppo.experiments.calibration import bins
 from sppo.experiments.results import units
 from sppo.experiments.stats import Floats
 from sppo.experiments.summary import Table
+from sppo.experiments.tasks import short_name
 
 # Okabe and Ito's colours, told apart by colour-blind readers; black and yellow are left out, for they vanish on a dark
 # or a white page. The line styles tell the agents apart without any colour.
@@ -49,6 +51,7 @@ STYLE: dict[Any, Any] = {
 
 IN_A_ROW = 5
 """Agents whose names fit into one row."""
+SETTINGS_IN_A_ROW = 5
 POINTS = 120
 
 
@@ -74,14 +77,14 @@ def align(xs: Sequence[Floats], ys: Sequence[Floats]) -> tuple[Floats, Floats]:
     return grid, np.stack([np.interp(grid, x, y) for x, y in zip(xs, ys, strict=True)])
 
 
-def draw_curves(ax: Axes, table: Table, env_id: str, x: str) -> None:
-    """Success over one x: thin lines are seeds, the thick one their IQM, the band its bootstrap interval."""
+def draw_curves(ax: Axes, table: Table, scope: str, x: str, seeds: bool = True) -> None:
+    """Success over one x: thin lines are seeds, if wanted, the thick one their IQM, the band its bootstrap interval."""
     for agent in table.agents:
-        runs = table.runs_of(env_id, agent)
+        runs = table.runs_of(scope, agent)
         if not runs:
             continue
         colour = colour_of(table.agents, agent)
-        for run in runs:
+        for run in runs if seeds else ():
             ax.plot(run.evals[x], run.evals["success_rate"], color=colour, linewidth=0.6, alpha=0.35)
         grid, curves = align([run.evals[x] for run in runs], [run.evals["success_rate"] for run in runs])
         middle, low, high = stats.curve_band(curves, 0, level=table.level)
@@ -89,7 +92,7 @@ def draw_curves(ax: Axes, table: Table, env_id: str, x: str) -> None:
         if len(runs) > 1:
             ax.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
     ax.axhline(table.threshold, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
-    episodes, steps = units(env_id)
+    episodes, steps = units(table.env_id(scope))
     labels = {"seconds": "wall-clock time [s]", "cpu_seconds": "processor time [s]"}
     labels |= {"episodes": f"training {episodes}", "env_steps": steps.replace("env ", "environment ")}
     ax.set_xlabel(labels[x])
@@ -99,9 +102,9 @@ def draw_curves(ax: Axes, table: Table, env_id: str, x: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def legend_of(table: Table, env_id: str) -> dict[str, Any]:
-    """The agents on a task and their number of seeds, as the arguments of a legend in one row."""
-    counts = {agent: len(table.runs_of(env_id, agent)) for agent in table.agents}
+def legend_of(table: Table, scope: str) -> dict[str, Any]:
+    """The agents of a scope and their number of seeds, as the arguments of a legend in one row."""
+    counts = {agent: len(table.runs_of(scope, agent)) for agent in table.agents}
     lines = {
         f"{agent} (n = {n})": Line2D(
             [], [], color=colour_of(table.agents, agent), linestyle=style_of(table.agents, agent), linewidth=2
@@ -112,18 +115,22 @@ def legend_of(table: Table, env_id: str) -> dict[str, Any]:
     return {"handles": list(lines.values()), "labels": list(lines), "ncols": len(lines), "handlelength": 2.6}
 
 
-def curves_figure(table: Table, env_ids: Sequence[str] | None = None) -> Figure:
-    """One row of panels per task: success over episodes, steps and wall-clock time."""
-    env_ids = table.env_ids if env_ids is None else list(env_ids)
+def curves_figure(table: Table, scopes: Sequence[str] | None = None) -> Figure:
+    """A row of panels per task: success over episodes, steps and wall-clock time; a panel per setting of a study."""
+    scopes = table.scopes if scopes is None else list(scopes)
+    return _curves_by_setting(table, scopes) if table.of_settings else _curves_by_task(table, scopes)
+
+
+def _curves_by_task(table: Table, scopes: Sequence[str]) -> Figure:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 3.5 * len(env_ids)), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
-        axes = figure.subplots(len(env_ids), 3, squeeze=False, sharey=True)
-        for row, env_id in zip(axes, env_ids, strict=True):
+        figure = Figure(figsize=(11, 3.5 * len(scopes)), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
+        axes = figure.subplots(len(scopes), 3, squeeze=False, sharey=True)
+        for row, scope in zip(axes, scopes, strict=True):
             for ax, x in zip(row, X_AXES, strict=True):
-                draw_curves(ax, table, env_id, x)
+                draw_curves(ax, table, scope, x)
             row[0].set_ylabel("success rate on held-out starts")
-            row[0].set_title(env_id, loc="left", fontsize="medium", fontweight="bold")
-            legend = legend_of(table, env_id)
+            row[0].set_title(scope, loc="left", fontsize="medium", fontweight="bold")
+            legend = legend_of(table, scope)
             if len(legend["labels"]) <= IN_A_ROW:
                 # above the panels, where no curve runs; it may reach over its neighbours without moving them
                 drawn = row[2].legend(**legend, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0.1)
@@ -131,6 +138,31 @@ def curves_figure(table: Table, env_ids: Sequence[str] | None = None) -> Figure:
             else:
                 row[2].legend(**{**legend, "ncols": 1}, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
     return figure
+
+
+def _curves_by_setting(table: Table, scopes: Sequence[str]) -> Figure:
+    height = math.ceil(len(scopes) / SETTINGS_IN_A_ROW)
+    several = len({table.env_id(scope) for scope in scopes}) > 1
+    with matplotlib.rc_context({**STYLE, "font.size": 8}):
+        figure = Figure(figsize=(11, 0.6 + 1.9 * height), layout="constrained")
+        axes = figure.subplots(height, SETTINGS_IN_A_ROW, squeeze=False, sharey=True)
+        for i, (ax, scope) in enumerate(zip(axes.ravel(), scopes, strict=False)):
+            draw_curves(ax, table, scope, "episodes", seeds=False)
+            task, name = short_name(table.env_id(scope)), _within_its_task(table, scope)
+            ax.set_title(f"{task}\n{name}" if several else name, loc="left", fontsize="medium")
+            if i + SETTINGS_IN_A_ROW < len(scopes):  # a panel below has it
+                ax.set_xlabel("")
+        for ax in axes.ravel()[len(scopes) :]:
+            ax.set_axis_off()
+        for row in axes:
+            row[0].set_ylabel("success rate")
+        figure.legend(**legend_of(table, scopes[0]), loc="outside upper right")
+    return figure
+
+
+def _within_its_task(table: Table, setting: str) -> str:
+    """Its name without that of its task, which the others beside it share."""
+    return "/".join(part for part in setting.split("/") if part != short_name(table.env_id(setting))) or setting
 
 
 def plot_curves(table: Table, stem: Path | str) -> list[Path]:

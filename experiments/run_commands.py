@@ -178,9 +178,9 @@ def print_report(source: Path, agents: tuple[str, ...] | None, out: Path | None 
     from sppo.experiments.packed import pack
     from sppo.experiments.report import format_table, plot_curves, summarize, write_report
 
-    if out is None and source.is_file():
-        raise ValueError(f"{source} is a file: --out must say where curves and report go")
-    table, out = summarize(source, agents), out or source
+    if out is None:
+        out = Path("runs/reports") / source.name.removesuffix(ENDING) if source.is_file() else source
+    table = summarize(source, agents)
     out.mkdir(parents=True, exist_ok=True)
     print(format_table(table))
     command = "sppo " + shlex.join(sys.argv[1:])

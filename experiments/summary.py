@@ -1,9 +1,9 @@
-"""Sums finished runs up over seeds: one row per task and agent, and the table for the terminal."""
+"""Sums finished runs up over seeds: a row per task, or setting of a study, and agent; the table for the terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,53 +12,60 @@ import numpy as np
 from sppo.experiments import curves, stats
 from sppo.experiments.packed import unpack
 from sppo.experiments.results import Run, load_runs, units
-from sppo.experiments.stats import Floats, Interval
+from sppo.experiments.rows import Plain, Robust, Row, Seeds
+from sppo.experiments.scopes import by_scope
+from sppo.experiments.stats import Interval
+from sppo.experiments.tasks import short_name
 
 ALL_TASKS = "all tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One agent on one task, over its seeds. `episodes_to` and `env_steps_to` are inf where never."""
-
-    env_id: str
-    agent: str
-    seeds: int
-    final: Interval
-    auc: Interval
-    # None over all tasks: a threshold's episodes do not add up across tasks
-    reached: int | None = None
-    episodes_to: Interval | None = None
-    env_steps_to: Interval | None = None
-    seconds: float | None = None
-    # against the first agent of the same task; None for that agent itself
-    auc_gain: Interval | None = None
-    final_gain: Interval | None = None
-    improvement: Interval | None = None
-    paired: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Table:
-    """What a comparison found. `budgets`: the episodes over which each task's area is taken."""
+    """What a comparison found, scope by scope: a task, or a setting of a study whose runs say it in their names."""
 
     rows: list[Row]
-    runs: list[Run]
     agents: list[str]
+    at: dict[str, list[Run]]
+    """Scope -> its runs, by agent and seed."""
+    pools: dict[str, list[str]]
+    """What sums scopes up, and which: rows have it as their scope."""
     budgets: dict[str, float]
+    """The episodes over which each scope's area is taken."""
     threshold: float
     level: float
     unfinished: list[tuple[Path, str]] = field(default_factory=list)
 
     @property
+    def scopes(self) -> list[str]:
+        return list(self.at)
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for runs in self.at.values() for run in runs]
+
+    @property
     def env_ids(self) -> list[str]:
-        return list(self.budgets)
+        return list(dict.fromkeys(map(self.env_id, self.scopes)))
 
-    def of(self, env_id: str) -> list[Row]:
-        return [row for row in self.rows if row.env_id == env_id]
+    @property
+    def of_settings(self) -> bool:
+        """Whether scopes are settings: then seeds have plain means, and all of them the same luck in each."""
+        return self.scopes != self.env_ids
 
-    def runs_of(self, env_id: str, agent: str) -> list[Run]:
-        return [run for run in self.runs if (run.env_id, run.label) == (env_id, agent)]
+    def env_id(self, scope: str) -> str:
+        """Its task; of a pool the first."""
+        return self.at[self.pools.get(scope, [scope])[0]][0].env_id
+
+    def of(self, scope: str) -> list[Row]:
+        return [row for row in self.rows if row.scope == scope]
+
+    def runs_of(self, scope: str, agent: str) -> list[Run]:
+        return [run for run in self.at[scope] if run.label == agent]
+
+    def name(self, scope: str) -> str:
+        """Of a pool or setting as it is; of a task the last part of its id."""
+        return scope if self.of_settings else short_name(scope)
 
 
 def _order(runs: Sequence[Run], agents: Sequence[str] | None) -> list[str]:
@@ -72,39 +79,9 @@ def _order(runs: Sequence[Run], agents: Sequence[str] | None) -> list[str]:
     return [*dict.fromkeys(agents)]
 
 
-def _scores(runs: Sequence[Run], budget: float) -> Floats:
+def _scores(runs: Sequence[Run], budget: float) -> Seeds:
     areas = [curves.area_under_curve(run.evals["episodes"], run.evals["success_rate"], budget) for run in runs]
-    return np.array([[[run.success_rate], [area]] for run, area in zip(runs, areas, strict=True)])  # (S, 2, 1)
-
-
-def _row(
-    env_id: str,
-    agent: str,
-    scores: Floats,
-    first: Floats | None,
-    paired: bool,
-    rng: np.random.Generator,
-    level: float,
-) -> Row:
-    """Final success and area, alone and against the first agent; scores are (S, 2, K)."""
-    final, auc = scores[:, 0], scores[:, 1]  # (S, K)
-    row = Row(
-        env_id=env_id,
-        agent=agent,
-        seeds=len(scores),
-        final=stats.bootstrap_interval(final, rng, level=level),
-        auc=stats.bootstrap_interval(auc, rng, level=level),
-    )
-    if first is None:
-        return row
-    gap = stats.paired_difference if paired else stats.difference
-    return replace(
-        row,
-        final_gain=gap(final, first[:, 0], rng, level=level),
-        auc_gain=gap(auc, first[:, 1], rng, level=level),
-        improvement=stats.probability_of_improvement(auc, first[:, 1], rng, level=level),
-        paired=paired,
-    )
+    return {run.seed: np.array([[run.success_rate], [area]]) for run, area in zip(runs, areas, strict=True)}
 
 
 Source = Path | str | Sequence[Run]
@@ -118,15 +95,6 @@ def runs_of(source: Source) -> tuple[list[Run], list[tuple[Path, str]]]:
     return (unpack(Path(source)), []) if Path(source).is_file() else load_runs(source)
 
 
-def _check_unique(runs: Sequence[Run]) -> None:
-    seen: dict[tuple[str, str, int], str] = {}
-    for run in runs:
-        key = (run.env_id, run.label, run.seed)
-        if key in seen:
-            raise ValueError(f"{seen[key]} and {run.name} are both {run.label} on {run.env_id} with seed {run.seed}")
-        seen[key] = run.name
-
-
 def summarize(
     source: Source,
     agents: Sequence[str] | None = None,
@@ -135,10 +103,12 @@ def summarize(
     level: float = 0.95,
     rng: np.random.Generator | int = 0,
 ) -> Table:
-    """Sum up runs: a row per task and agent, and per agent over all tasks where each ran on each.
+    """Sum up runs: a row per scope and agent, and per agent over all scopes where each ran in each.
 
-    The area is taken over episodes up to the longest run on the task; a run that stopped early counts with its last
-    value. Differences are paired where two agents ran with the same seeds.
+    A scope is a task. It is a setting of a study, named as the run's folder is before AGENT/seedK, where an agent ran
+    with one seed more than once on a task; settings are summed up task by task. The area is taken over episodes up to
+    the longest run of the scope; a run that stopped early counts with its last value. Differences are paired where two
+    agents ran with the same seeds.
 
     Args:
         source: a folder, a packed file, or runs.
@@ -147,51 +117,94 @@ def summarize(
         level: coverage of the intervals.
         rng: generator of the bootstrap, or its seed.
     Raises:
-        ValueError: as `runs_of`; an agent without a finished run; two runs of one agent on one task with one seed.
+        ValueError: as `runs_of` and `by_scope`; an agent without a finished run.
     """
     runs, unfinished = runs_of(source)
-    _check_unique(runs)
     order = _order(runs, agents)
-    runs = sorted((r for r in runs if r.label in order), key=lambda r: (r.env_id, order.index(r.label), r.seed))
-    generator = np.random.default_rng(rng)
-    budgets: dict[str, float] = {}
-    for run in runs:
-        budgets[run.env_id] = max(budgets.get(run.env_id, 0.0), float(run.evals["episodes"][-1]))
+    at = by_scope([run for run in runs if run.label in order])
+    for here in at.values():
+        here.sort(key=lambda run: (order.index(run.label), run.seed))
+    budgets = {scope: max(float(run.evals["episodes"][-1]) for run in runs) for scope, runs in at.items()}
     table = Table(
-        rows=[], runs=runs, agents=order, budgets=budgets, threshold=threshold, level=level, unfinished=unfinished
+        rows=[],
+        agents=order,
+        at=at,
+        pools={},
+        budgets=budgets,
+        threshold=threshold,
+        level=level,
+        unfinished=unfinished,
     )
-    scores: dict[tuple[str, str], Floats] = {}
-    seeds: dict[tuple[str, str], list[int]] = {}
-    for env_id, budget in budgets.items():
+    generator = np.random.default_rng(rng)
+    sums = (Plain if table.of_settings else Robust)(rng=generator, level=level)
+    scores: dict[tuple[str, str], Seeds] = {}
+    for scope, budget in budgets.items():
         if budget <= 0:
-            raise ValueError(f"the runs on {env_id} must count at least one episode in evals.csv, they end at 0")
-        here = [agent for agent in order if table.runs_of(env_id, agent)]
-        for agent in here:
-            mine = table.runs_of(env_id, agent)
-            scores[env_id, agent], seeds[env_id, agent] = _scores(mine, budget), [run.seed for run in mine]
-            first = None if agent == here[0] else scores[env_id, here[0]]
-            paired = first is not None and seeds[env_id, agent] == seeds[env_id, here[0]]
+            raise ValueError(f"the runs on {scope} must count at least one episode in evals.csv, they end at 0")
+        first = next(agent for agent in order if table.runs_of(scope, agent))
+        for agent in order:
+            mine = table.runs_of(scope, agent)
+            if not mine:
+                continue
+            scores[scope, agent] = _scores(mine, budget)
+            row = sums.row(scope, agent, scores[scope, agent], None if agent == first else scores[scope, first])
             hits = {
                 x: [curves.first_crossing(run.evals[x], run.evals["success_rate"], threshold) for run in mine]
                 for x in ("episodes", "env_steps")
             }
             table.rows.append(
                 replace(
-                    _row(env_id, agent, scores[env_id, agent], first, paired, generator, level),
+                    row,
                     reached=sum(map(math.isfinite, hits["episodes"])),
                     episodes_to=stats.bootstrap_interval(hits["episodes"], generator, level=level),
                     env_steps_to=stats.bootstrap_interval(hits["env_steps"], generator, level=level),
                     seconds=stats.interquartile_mean([run.seconds for run in mine]),
                 )
             )
-    counts = {len(scores[key]) for key in scores}
-    if len(budgets) > 1 and len(scores) == len(budgets) * len(order) and len(counts) == 1:
-        whole = {agent: np.concatenate([scores[env_id, agent] for env_id in budgets], axis=2) for agent in order}
-        for agent in order:
-            first = None if agent == order[0] else whole[order[0]]
-            paired = first is not None and all(seeds[env, agent] == seeds[env, order[0]] for env in budgets)
-            table.rows.append(_row(ALL_TASKS, agent, whole[agent], first, paired, generator, level))
+    for pool, scopes, pooled in (_settings_pooled if table.of_settings else _tasks_pooled)(table, scores):
+        table.pools[pool] = scopes
+        first = next(iter(pooled))
+        for agent, seeds in pooled.items():
+            table.rows.append(sums.row(pool, agent, seeds, None if agent == first else pooled[first]))
     return table
+
+
+Pooled = Iterator[tuple[str, list[str], dict[str, Seeds]]]
+"""What sums scopes up, which, and every agent's scores."""
+
+
+def _tasks_pooled(table: Table, scores: dict[tuple[str, str], Seeds]) -> Pooled:
+    """All tasks side by side, if every agent has as many seeds on each."""
+    counts = {len(seeds) for seeds in scores.values()}
+    if len(table.scopes) > 1 and len(scores) == len(table.scopes) * len(table.agents) and len(counts) == 1:
+        whole = {agent: [scores[scope, agent] for scope in table.scopes] for agent in table.agents}
+        yield (
+            ALL_TASKS,
+            table.scopes,
+            {
+                agent: {
+                    seeds: np.concatenate([mine[seed] for mine, seed in zip(each, seeds, strict=True)], axis=1)
+                    for seeds in zip(*each, strict=True)
+                }
+                for agent, each in whole.items()
+            },
+        )
+
+
+def _settings_pooled(table: Table, scores: dict[tuple[str, str], Seeds]) -> Pooled:
+    """Of each task the mean over its settings of every seed that has them all: settings share the luck of a seed, so
+    that they are not so many more trials."""
+    for env_id in table.env_ids:
+        scopes = [scope for scope in table.scopes if table.env_id(scope) == env_id]
+        pooled: dict[str, Seeds] = {}
+        for agent in table.agents:
+            each = [scores.get((scope, agent), {}) for scope in scopes]
+            seeds = [seed for seed in each[0] if all(seed in mine for mine in each)]
+            if seeds:
+                pooled[agent] = {seed: np.mean([mine[seed] for mine in each], axis=0) for seed in seeds}
+        if len(scopes) > 1 and pooled:
+            of = f" of {short_name(env_id)}" if len(table.env_ids) > 1 else ""
+            yield f"all settings{of}", scopes, pooled
 
 
 def short(value: float) -> str:
@@ -224,11 +237,9 @@ def format_table(table: Table) -> str:
     """The table for a terminal, at most 100 characters wide: the estimate, and below it its interval."""
     percent = f"{100 * table.threshold:g}%"
     lines: list[str] = []
-    for env_id in [*table.env_ids, ALL_TASKS]:
-        rows = table.of(env_id)
-        if not rows:
-            continue
-        episodes, steps = units(env_id)
+    for scope in [*table.scopes, *table.pools]:
+        rows = table.of(scope)
+        episodes, steps = units(table.env_id(scope))
         head = ["agent", "seeds", "final success", f"{episodes} to {percent}", f"{steps} to {percent}", "AUC"]
         head += [f"P(AUC > {rows[0].agent})"] if len(rows) > 1 else []
         cells = [head]
@@ -251,7 +262,7 @@ def format_table(table: Table) -> str:
         pad = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
         ]
-        title = env_id if env_id == ALL_TASKS else f"{env_id}, {short(table.budgets[env_id])} {episodes}"
+        title = scope if scope in table.pools else f"{scope}, {short(table.budgets[scope])} {episodes}"
         lines += [title, pad[0], "-" * max(map(len, pad)), *pad[1:], ""]
     lines.append(f"Interquartile mean over seeds, [{100 * table.level:g}% stratified-bootstrap interval].")
     lines += [f"Left out, unfinished: {path} ({why})" for path, why in table.unfinished]

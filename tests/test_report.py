@@ -6,12 +6,14 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_runs import CARTPOLE, write_run
 
-from sppo.experiments.answer import answer, grounds, leaves_out_zero, matrix
-from sppo.experiments.differences import differences, flatten
+from sppo.experiments.answer import answer, grounds, leaves_out_zero
+from sppo.experiments.differences import between_settings, differences, flatten
+from sppo.experiments.matrix import matrix
 from sppo.experiments.report import duration, write_report
 from sppo.experiments.stats import Interval
 from sppo.experiments.summary import summarize
@@ -124,6 +126,63 @@ def test_settings_that_differ_between_agents(two_tasks: Path) -> None:
     }
 
 
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """SPPO gains 0.5 in every seed at one setting of two, and nothing at the other."""
+    for horizon, success in ((10, [0.0, 1.0, 1.0]), (100, [0.0, 0.0, 1.0])):
+        for seed in range(3):
+            for agent, curve in (("ppo", [0.0, 0.0, 1.0]), ("sppo", success)):
+                folder = write_run(tmp_path / f"{horizon}/a", agent, seed, episodes=1000, success=curve)
+                config = json.loads((folder / "config.json").read_text())
+                config |= {"env_kwargs": {"horizon": horizon}, "start": f"starts/{horizon}/{seed}.safetensors"}
+                (folder / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_first_screen_of_settings(settings: Path) -> None:
+    table = summarize(settings)
+    assert answer(table) == [
+        "Over all 2 settings sppo (+0.250 [+0.250, +0.250]) learns faster than ppo.",
+        "Clearly apart from ppo at single settings: sppo faster at 1 of 2, at 10/a (+0.500 [+0.500, +0.500]).",
+        "Numbers: gain in success rate averaged over training (AUC), its 95% interval over n = 3 seeds. "
+        "Settings share their seeds, and so a seed's luck.",
+    ]
+    pools, rows = matrix(table, COMMAND).split("<tbody>")
+    assert re.findall(r'<th scope="col">(?:<span.*?</span>)?([^<]+)', pools) == [
+        "setting",
+        "horizon",
+        "success at start",
+        "ppo",
+        "sppo",
+    ]
+    assert re.findall(r"<td[^>]*>([^<]*)", pools.split("<tr>")[2]) == ["all settings", "", "0.0%", "0.250", "▲ +0.250"]
+    assert [re.findall(r"<td[^>]*>([^<]*)", row) for row in rows.split("<tr>")[1:]] == [
+        ["10/a", "10", "0.0%", "0.250", "▲ +0.500"],
+        ["100/a", "100", "0.0%", "0.250", "+0.000"],
+    ]
+
+
+def test_page_of_settings(settings: Path) -> None:
+    text = write_report(settings, COMMAND).read_text("utf-8")
+    page = Page()
+    page.feed(text)
+    assert (page.open, page.fetched) == ([], [])
+    assert page.headings[0] == f"ppo and sppo on {CARTPOLE} at 2 settings"
+    assert "Training diagnostics" not in page.headings
+    # any two runs can be chosen by names that tell settings apart
+    assert {"10/a/ppo/seed0", "100/a/ppo/seed0"} <= {record["name"] for record in _records(text)}
+
+
+def test_settings_that_differ_between_settings(settings: Path) -> None:
+    table = summarize(settings)
+    assert between_settings(table, table.scopes) == {
+        "env_kwargs.horizon": ["10", "100"],
+        "start": ['"starts/10/*.safetensors"', '"starts/100/*.safetensors"'],
+    }
+    # and between agents, at every setting alike
+    assert differences(table) == {"hyper.critic": {"ppo": '"step"', "sppo": '"start"'}}
+
+
 def test_unfinished_runs_and_thresholds_never_reached_are_told(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path, "ppo", seed, episodes=1000, success=[0.0, 0.5])
@@ -177,13 +236,17 @@ def test_report_is_one_whole_page(two_agents: Path) -> None:
     assert not re.search(r"\$[a-z]", text)
 
 
+def _records(page: str) -> list[dict[str, Any]]:
+    block = re.search(r'<script type="application/json" id="configs">(.*?)</script>', page, re.S)
+    assert block is not None
+    found: list[dict[str, Any]] = json.loads(block[1])
+    return found
+
+
 def test_configs_in_the_page_cannot_end_their_script(two_agents: Path) -> None:
     config = two_agents / "ppo" / "seed0" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"note": "</script><b>"}))
-    text = write_report(two_agents, COMMAND).read_text("utf-8")
-    block = re.search(r'<script type="application/json" id="configs">(.*?)</script>', text, re.S)
-    assert block is not None
-    records = json.loads(block[1])
+    records = _records(write_report(two_agents, COMMAND).read_text("utf-8"))
     assert records[0]["config"]["note"] == '"</script><b>"'
     assert records[0]["config"]["hyper.gae_lambda"] == "1.0"
 

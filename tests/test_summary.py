@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,76 @@ def test_terminal_table_is_narrow(two_agents: Path) -> None:
 )
 def test_short_numbers(value: float, text: str) -> None:
     assert short(value) == text
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """Two settings of two seeds each. Level curves: PPO at 0.5; SPPO at 0.5 with seed 0, and with seed 1 at 0.7 on a
+    horizon of 10 and at 0.9 on one of 100."""
+    for horizon, heights in (("10", [0.5, 0.7]), ("100", [0.5, 0.9])):
+        for seed, height in enumerate(heights):
+            write_run(tmp_path / horizon, "ppo", seed, success=[0.5, 0.5, 0.5])
+            write_run(tmp_path / horizon, "sppo", seed, success=[height] * 3)
+    return tmp_path
+
+
+def test_settings_are_scopes_where_a_task_has_an_agent_s_seed_twice(settings: Path) -> None:
+    table = summarize(settings)
+    assert table.of_settings and table.scopes == ["10", "100"] and table.env_ids == [CARTPOLE]
+    _, low = table.of("10")
+    _, high = table.of("100")
+    assert low.auc.estimate == pytest.approx(0.6) and high.auc.estimate == pytest.approx(0.7)
+    # gains 0 and 0.2: Student, one degree of freedom, 12.706 x 0.1414 / 1.414 = 1.2706
+    assert low.auc_gain == pytest.approx((0.1, 0.1 - 1.2706, 0.1 + 1.2706), abs=1e-4)
+    # a rate of success goes no further, whatever Student says
+    assert low.auc[1:] == (0.0, 1.0)
+
+
+def test_settings_are_summed_up_seed_by_seed(settings: Path) -> None:
+    table = summarize(settings)
+    assert table.pools == {"all settings": ["10", "100"]}
+    ppo, sppo = table.of("all settings")
+    assert (ppo.auc.estimate, sppo.seeds) == (pytest.approx(0.5), 2)
+    # seed 0 gains 0 at both, seed 1 0.2 and 0.4: means 0 and 0.3, and two seeds are no more than two
+    assert sppo.auc_gain == pytest.approx((0.15, 0.15 - 1.9059, 0.15 + 1.9059), abs=1e-4)
+
+
+def test_an_agent_without_all_settings_or_seeds_is_compared_where_it_has_them(settings: Path) -> None:
+    shutil.rmtree(settings / "100" / "sppo" / "seed0")
+    write_run(settings / "10", "tracker", 1, success=[0.6, 0.6, 0.6])
+    table = summarize(settings)
+    # with seed 1 alone SPPO gains 0.2 at one setting and 0.4 at the other
+    assert table.of("100")[1].auc_gain == pytest.approx((0.4, -np.inf, np.inf))
+    assert [(row.agent, row.seeds) for row in table.of("all settings")] == [("ppo", 2), ("sppo", 1)]
+    assert table.of("all settings")[1].auc_gain == pytest.approx((0.3, -np.inf, np.inf))
+
+
+def test_settings_are_in_the_order_of_what_they_are_worth(tmp_path: Path) -> None:
+    for name in ("100/0.05", "25/0.4", "25/0.05", "rare/0.1"):
+        write_run(tmp_path / name, "ppo", 0)
+    assert summarize(tmp_path).scopes == ["25/0.05", "25/0.4", "100/0.05", "rare/0.1"]
+
+
+def test_settings_of_several_tasks_are_summed_up_task_by_task(tmp_path: Path) -> None:
+    for rate in ("0.001", "0.0001"):
+        for env_id in (CARTPOLE, "sppo/Hopper-v0"):
+            write_run(tmp_path / rate, "ppo", 0, env_id=env_id, nested=True)
+    table = summarize(tmp_path)
+    assert table.scopes[:2] == ["0.0001/Hopper-v0", "0.001/Hopper-v0"]
+    assert table.pools["all settings of PrecisionCartPole-v0"] == table.scopes[2:]
+
+
+def test_one_rate_for_each_agent_and_task_makes_no_settings(tmp_path: Path) -> None:
+    """As in a tuned comparison, where an agent's rate is before its task's name."""
+    for rate, agent in (("0.001", "ppo"), ("0.003", "sppo")):
+        write_run(tmp_path / rate, agent, 0, nested=True)
+    table = summarize(tmp_path)
+    assert table.scopes == [CARTPOLE] and [row.agent for row in table.rows] == ["ppo", "sppo"]
+
+
+def test_a_setting_of_two_tasks_is_refused(tmp_path: Path) -> None:
+    for seed, env_id in enumerate((CARTPOLE, "sppo/Hopper-v0")):
+        write_run(tmp_path / "a", "ppo", seed, env_id=env_id)
+    write_run(tmp_path / "b", "ppo", 0)
+    with pytest.raises(ValueError, match=r"below a must be of one task, got sppo/Hopper-v0, sppo/PrecisionCartPole-v0"):
+        summarize(tmp_path)

@@ -9,6 +9,8 @@ import numpy as np
 
 from sppo.experiments import stats
 from sppo.experiments.results import Run, area
+from sppo.experiments.scopes import by_setting as by_setting
+from sppo.experiments.scopes import setting_of as setting_of
 from sppo.experiments.stats import Interval
 
 
@@ -19,19 +21,6 @@ class Cell(NamedTuple):
     success: float  # of the start policy, as measured before the first update
     gain: Interval  # area under the curve, the first agent's minus the second's
     seeds: int
-
-
-def setting_of(run: Run) -> str:
-    """What its name has before AGENT/seedK."""
-    return run.name.rsplit("/", 2)[0]
-
-
-def by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of all agents and seeds at each."""
-    settings: dict[str, list[Run]] = {}
-    for run in runs:
-        settings.setdefault(setting_of(run), []).append(run)
-    return settings
 
 
 def _differences(runs: Sequence[Run], agent: str, other: str) -> dict[int, float]:
