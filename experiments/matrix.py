@@ -51,7 +51,7 @@ def _by_setting(table: Table, command: str) -> str:
         cells = "".join(_cell(rows.get(agent), first, keyed=True) for agent in table.agents)
         told = "".join(f"<td>{escape(values.get(scope, ''))}</td>" for values in known.values())
         return (
-            f'<tr><td>{escape(scope)}</td>{told}<td data-key="{start}">{start:.1%}'
+            f'<tr><td class="name">{escape(scope)}</td>{told}<td data-key="{start}">{start:.1%}'
             f"<small>n = {seeds_of(list(rows.values()))}</small></td>{cells}</tr>"
         )
 

@@ -16,6 +16,7 @@ from sppo.experiments import curves, files
 from sppo.experiments.answer import agent_by_agent, answer, seeds_of
 from sppo.experiments.diagnostics import diagnostics_figure
 from sppo.experiments.differences import between_settings_table, configs_json, differences_table
+from sppo.experiments.glossary import glossary
 from sppo.experiments.markup import agent_cell, interval_cell, listed, made_by, sortable
 from sppo.experiments.matrix import matrix
 from sppo.experiments.plots import curves_figure, plot_curves, svg_of
@@ -49,7 +50,7 @@ def _table(table: Table, scopes: Sequence[str], made: str) -> str:
         heads += [f"{episodes} to {percent}", f"{steps} to {percent}", "time per run"]
     body = []
     for row in rows:
-        cells = [f"<td>{escape(row.scope)}</td>"] * table.of_settings
+        cells = [f'<td class="name">{escape(row.scope)}</td>'] * table.of_settings
         cells += [agent_cell(table, row.agent), f"<td>{row.seeds}</td>"]
         cells += [interval_cell(row.final, row.seeds, picture=True), interval_cell(row.auc, row.seeds, picture=True)]
         if compared:
@@ -196,7 +197,7 @@ def write_report(
         diagnostics=_diagnostics(table, made),
         command=escape(command),
         configs=configs_json(table),
-        level=f"{100 * table.level:g}%",
+        glossary=glossary(table),
         threshold=f"{100 * table.threshold:g}%",
         first=escape(table.agents[0]),
     )

@@ -264,6 +264,11 @@ def format_table(table: Table) -> str:
         ]
         title = scope if scope in table.pools else f"{scope}, {short(table.budgets[scope])} {episodes}"
         lines += [title, pad[0], "-" * max(map(len, pad)), *pad[1:], ""]
-    lines.append(f"Interquartile mean over seeds, [{100 * table.level:g}% stratified-bootstrap interval].")
+    level = f"{100 * table.level:g}%"
+    lines.append(
+        f"Mean over seeds, [{level} t interval]; P and to {percent} (interquartile mean): [{level} bootstrap interval]."
+        if table.of_settings
+        else f"Interquartile mean over seeds, [{level} stratified-bootstrap interval]."
+    )
     lines += [f"Left out, unfinished: {path} ({why})" for path, why in table.unfinished]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import pytest
 from sppo.experiments.evidence.commands import Redraw
 from sppo.experiments.evidence.studies import RESULTS, STUDIES
 from sppo.experiments.packed import unpack
-from sppo.experiments.summary import format_table, summarize
+from sppo.experiments.summary import bounds, format_table, signed, summarize
 
 PAGE = Path("docs/RESULTS.md")
 TABLES = Path("docs/results/tables.txt")
@@ -46,6 +46,13 @@ def test_the_readme_s_table_is_of_its_packed_runs() -> None:
     printed = re.findall(r"^    (agent  seeds.*?)\n\n", Path("README.md").read_text("utf-8"), re.M | re.S)
     assert len(printed) == 1
     assert dedent(f"    {printed[0]}") in table
+
+
+def test_a_page_sums_settings_up_as_the_map_does() -> None:
+    row = summarize(RESULTS / "chain-map.json.gz", ["ppo", "sppo"]).of("all settings")[1]
+    assert row.auc_gain is not None
+    told = f"all settings  {signed(row.auc_gain.estimate)} {bounds(row.auc_gain, signed)}  n = {row.seeds}\n"
+    assert told in PAGE.read_text("utf-8")
 
 
 def test_figures_are_drawn_by_the_command(drawn: tuple[set[str], Path]) -> None:

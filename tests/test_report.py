@@ -16,7 +16,7 @@ from sppo.experiments.differences import between_settings, differences, flatten
 from sppo.experiments.matrix import matrix
 from sppo.experiments.report import duration, write_report
 from sppo.experiments.stats import Interval
-from sppo.experiments.summary import summarize
+from sppo.experiments.summary import format_table, summarize
 
 COMMAND = "sppo compare --env sppo/PrecisionCartPole-v0 --seeds 3 --note '<b>'"
 
@@ -169,6 +169,11 @@ def test_page_of_settings(settings: Path) -> None:
     assert (page.open, page.fetched) == ([], [])
     assert page.headings[0] == f"ppo and sppo on {CARTPOLE} at 2 settings"
     assert "Training diagnostics" not in page.headings
+    # what its numbers are, there and in the terminal
+    assert "after Student" in text and "difference of the IQMs" not in text
+    assert format_table(summarize(settings)).endswith(
+        "Mean over seeds, [95% t interval]; P and to 90% (interquartile mean): [95% bootstrap interval]."
+    )
     # any two runs can be chosen by names that tell settings apart
     assert {"10/a/ppo/seed0", "100/a/ppo/seed0"} <= {record["name"] for record in _records(text)}
 
