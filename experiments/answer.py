@@ -101,8 +101,9 @@ def _setting_by_setting(table: Table) -> str:
     """Of every agent at how many settings it learns clearly faster or slower, and where it does so most."""
     told = []
     for agent in table.agents[1:]:
-        rows = [row for row in table.rows if row.agent == agent and row.auc_gain and row.scope in table.at]
-        clear = [row for row in rows if is_clear(row, table.of(row.scope)[0])]
+        pairs = [(row, table.of(scope)[0]) for scope in table.scopes for row in table.of(scope) if row.agent == agent]
+        rows = [row for row, first in pairs if first.agent == table.agents[0]]
+        clear = [row for row, first in pairs if row in rows and is_clear(row, first)]
         parts = []
         for sign, how in ((1, "faster"), (-1, "slower")):
             mine = [row for row in clear if sign * _estimate(row) > 0]
@@ -112,7 +113,10 @@ def _setting_by_setting(table: Table) -> str:
                 parts.append(
                     f"{how} at {len(mine)} of {len(rows)}, {'most ' * (len(mine) > 1)}at {most.scope}{how_much}"
                 )
-        told.append(f"{agent} {' and '.join(parts)}" if parts else f"{agent} at none of {len(rows)}")
+        if rows:
+            told.append(f"{agent} {' and '.join(parts)}" if parts else f"{agent} at none of {len(rows)}")
+    if not told:
+        return f"At no setting are there runs of {table.agents[0]} and of another agent."
     return f"Clearly apart from {table.agents[0]} at single settings: {'; '.join(told)}."
 
 

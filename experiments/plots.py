@@ -156,7 +156,8 @@ def _curves_by_setting(table: Table, scopes: Sequence[str]) -> Figure:
             ax.set_axis_off()
         for row in axes:
             row[0].set_ylabel("success rate")
-        figure.legend(**legend_of(table, scopes[0]), loc="outside upper right")
+        most = max(scopes, key=lambda scope: len({run.label for run in table.at[scope]}))
+        figure.legend(**legend_of(table, most), loc="outside upper right")
     return figure
 
 

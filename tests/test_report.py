@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,14 @@ def test_first_screen_of_settings(settings: Path) -> None:
         ["10/a", "10", "0.0%", "0.250", "▲ +0.500"],
         ["100/a", "100", "0.0%", "0.250", "+0.000"],
     ]
+
+
+def test_agents_that_share_no_setting_are_not_compared(settings: Path) -> None:
+    for name in ("10/a/ppo", "100/a/sppo"):
+        shutil.rmtree(settings / name)
+    for seed in range(3):
+        write_run(settings / "1000/a", "ppo", seed)
+    assert answer(summarize(settings)) == ["At no setting are there runs of ppo and of another agent."]
 
 
 def test_page_of_settings(settings: Path) -> None:
