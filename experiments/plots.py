@@ -77,8 +77,11 @@ def align(xs: Sequence[Floats], ys: Sequence[Floats]) -> tuple[Floats, Floats]:
     return grid, np.stack([np.interp(grid, x, y) for x, y in zip(xs, ys, strict=True)])
 
 
-def draw_curves(ax: Axes, table: Table, scope: str, x: str, seeds: bool = True) -> None:
-    """Success over one x: thin lines are seeds, if wanted, the thick one their IQM, the band its bootstrap interval."""
+def draw_curves(ax: Axes, table: Table, scope: str, x: str, seeds: bool = True, threshold: float | None = None) -> None:
+    """Success over one x: thin lines are seeds, if wanted, the thick one their IQM, the band its bootstrap interval.
+
+    The threshold is the table's unless another is given.
+    """
     for agent in table.agents:
         runs = table.runs_of(scope, agent)
         if not runs:
@@ -91,7 +94,7 @@ def draw_curves(ax: Axes, table: Table, scope: str, x: str, seeds: bool = True) 
         ax.plot(grid, middle, color=colour, linewidth=2, linestyle=style_of(table.agents, agent))
         if len(runs) > 1:
             ax.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
-    ax.axhline(table.threshold, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
+    ax.axhline(table.threshold if threshold is None else threshold, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
     episodes, steps = units(table.env_id(scope))
     labels = {"seconds": "wall-clock time [s]", "cpu_seconds": "processor time [s]"}
     labels |= {"episodes": f"training {episodes}", "env_steps": steps.replace("env ", "environment ")}

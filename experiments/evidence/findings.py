@@ -18,7 +18,7 @@ from sppo.experiments.evidence.findings_figures import (
 from sppo.experiments.evidence.gains import Cell, by_setting, by_value, cells, gain, pooled_gain
 from sppo.experiments.evidence.studies import SEEDS, STUDIES, best_rates, rate_of
 from sppo.experiments.evidence.study import AGENTS
-from sppo.experiments.evidence.text_findings import THRESHOLD, in_order, told_by_task, told_of_single_runs
+from sppo.experiments.evidence.text_findings import THRESHOLD, THRESHOLDS, in_order, told_by_task, told_of_single_runs
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
@@ -88,7 +88,8 @@ def _drawn_text(runs: Path, images: Path) -> list[Run]:
     """The packed runs, once they are drawn."""
     found = unpack(runs)
     table = summarize(found, in_order(found), threshold=THRESHOLD)
-    save_figure(draw_tasks(table, ("env_steps", "cpu_seconds")), images / runs.name.removesuffix(ENDING))
+    figure = draw_tasks(table, ("env_steps", "cpu_seconds"), THRESHOLDS)
+    save_figure(figure, images / runs.name.removesuffix(ENDING))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -57,10 +57,12 @@ def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figur
     return figure
 
 
-def draw_tasks(table: Table, xs: Sequence[str] = ("env_steps",)) -> Figure:
+def draw_tasks(
+    table: Table, xs: Sequence[str] = ("env_steps",), thresholds: Mapping[str, float] | None = None
+) -> Figure:
     """Success over each x, a panel per task, and below them what each agent's area gains over the first's.
 
-    Single runs have no intervals, and no gains.
+    Single runs have no intervals, and no gains. Thresholds by task go before the table's.
     """
     env_ids = table.env_ids
     spread = any(row.seeds > 1 for row in table.rows)
@@ -73,7 +75,7 @@ def draw_tasks(table: Table, xs: Sequence[str] = ("env_steps",)) -> Figure:
         axes = axes.reshape(panels, -1)
         for column, env_id in enumerate(env_ids):
             for ax, x in zip(axes[:, column], xs, strict=False):
-                draw_curves(ax, table, env_id, x)
+                draw_curves(ax, table, env_id, x, threshold=(thresholds or {}).get(env_id))
             axes[0, column].set_title(short_name(env_id), loc="left", fontsize="medium", fontweight="bold")
             if spread:
                 _draw_gains(axes[-1, column], table, env_id, names=column == 0)

@@ -14,8 +14,8 @@ from sppo.experiments.summary import Table, format_table, rate, short, summarize
 from sppo.experiments.tasks import TEXT, short_name
 
 THRESHOLD = 0.5
-THRESHOLDS = {TEXT + "reasoning_gym:basic_arithmetic": 0.2}
-"""Of tasks that few runs learn to one half."""
+THRESHOLDS = {TEXT + "reasoning_gym:basic_arithmetic": 0.2, TEXT + "reasoning_gym:spell_backward": 0.7}
+"""Of tasks that few runs learn to one half, or all at once."""
 
 
 def in_order(runs: Sequence[Run]) -> list[str]:
