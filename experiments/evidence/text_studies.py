@@ -63,8 +63,11 @@ def text_dials() -> Iterator[Named]:
 
 
 def smollm2() -> Iterator[Named]:
-    """A pretrained model, with the task's own settings; one run each, for each takes minutes of all cores."""
-    return _of_all("addition", [0], env_id=TEXT + "addition")
+    """A pretrained model, with the task's own settings; one run each, for each takes minutes.
+
+    On one thread: two would wait for each other wherever another run has a core of its own.
+    """
+    return _of_all("addition", [0], env_id=TEXT + "addition", text={"threads": 1})
 
 
 def text_map() -> Iterator[Named]:
