@@ -13,7 +13,7 @@ import pytest
 
 from sppo.experiments.evidence.findings import at_best_rates, redraw
 from sppo.experiments.evidence.findings_figures import draw_dials, draw_map, draw_tasks
-from sppo.experiments.evidence.gains import cells, gain, pooled_gain
+from sppo.experiments.evidence.gains import cells, gain, horizon_slope, pooled_gain
 from sppo.experiments.evidence.studies import best_rates
 from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.text_findings import ratio_of_medians, seconds_to
@@ -67,6 +67,23 @@ def test_a_pooled_gain_is_the_mean_over_settings() -> None:
     pooled, n = pooled_gain(grid(), "sppo", "ppo")
     assert n == 3
     np.testing.assert_allclose(pooled, [-0.025] * 3, rtol=1e-5)
+
+
+def test_the_slope_is_per_tenfold_horizon_within_each_seed() -> None:
+    """Over horizons 1, 10 and 100 seed 0 gains 0, .1 and .2, slope .1, and seed 1 .3, 0 and .3, slope 0.
+
+    Student over .1 and 0: .05 +- 12.706 x .0707 / 1.414 = .05 +- .6353.
+    """
+    gains = {0: (0.0, 0.1, 0.2), 1: (0.3, 0.0, 0.3)}
+    runs = [
+        level(f"{horizon}/0.1/{agent}/seed{seed}", 0.5 + gained * (agent == "sppo"))
+        for seed, of_seed in gains.items()
+        for horizon, gained in zip((1, 10, 100), of_seed, strict=True)
+        for agent in ("ppo", "sppo")
+    ]
+    slope, n = horizon_slope(runs, "sppo", "ppo")
+    assert n == 2
+    np.testing.assert_allclose(slope, [0.05, 0.05 - 0.6353, 0.05 + 0.6353], rtol=1e-4)
 
 
 def test_a_seed_that_lacks_a_setting_is_left_out_of_the_pool() -> None:

@@ -15,7 +15,7 @@ from sppo.experiments.evidence.findings_figures import (
     draw_profiles,
     draw_tasks,
 )
-from sppo.experiments.evidence.gains import Cell, by_setting, by_value, cells, gain, pooled_gain
+from sppo.experiments.evidence.gains import Cell, by_setting, by_value, cells, gain, horizon_slope, pooled_gain
 from sppo.experiments.evidence.studies import SEEDS, STUDIES, best_rates, rate_of
 from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.text_findings import THRESHOLD, THRESHOLDS, in_order, told_by_task, told_of_single_runs
@@ -31,7 +31,10 @@ def _by_task(runs: Sequence[Run], image: Path) -> str:
     save_figure(draw_tasks(table), image)
     if table.of(ALL_TASKS):
         save_figure(draw_profiles(table), image.with_name(f"{image.name}-profiles"))
-    return f"{format_table(table)}\n\n{_gains_table(table)}"
+    told = [format_table(table), _gains_table(table)]
+    if "sppo" in table.agents:
+        told.append(_gains_table(summarize(runs, ["sppo", *(agent for agent in table.agents if agent != "sppo")])))
+    return "\n\n".join(told)
 
 
 def _figure(runs: Path, images: Path) -> str:
@@ -129,6 +132,8 @@ def _map_table(name: str, runs: Sequence[Run], rows: list[list[Cell]], agent: st
         if mine:
             overall, seeds = pooled_gain(mine, agent, other)
             lines.append(f"  {told}  {signed(overall.estimate)} {bounds(overall, signed)}  n = {seeds}")
+    slope, seeds = horizon_slope(runs, agent, other)
+    lines.append(f"  per tenfold horizon  {signed(slope.estimate)} {bounds(slope, signed)}  n = {seeds}")
     for row in rows:
         for c in row:
             lines.append(

@@ -11,7 +11,7 @@ from sppo.experiments import stats
 from sppo.experiments.results import Run, area
 from sppo.experiments.scopes import by_setting as by_setting
 from sppo.experiments.scopes import setting_of as setting_of
-from sppo.experiments.stats import Interval
+from sppo.experiments.stats import Floats, Interval
 
 
 class Cell(NamedTuple):
@@ -46,13 +46,27 @@ def gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
 def pooled_gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
     """The same of each seed's mean over all settings of a study: a seed has its luck in all of them, so that settings
     are not so many more trials."""
+    _, differences = _grid(runs, agent, other)
+    return stats.mean_interval(list(differences.mean(1))), len(differences)
+
+
+def horizon_slope(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
+    """How much each seed's difference grows from a horizon to the tenfold, by least squares over all its settings,
+    which are named HORIZON/...; with Student's interval over seeds, and how many those are."""
+    settings, differences = _grid(runs, agent, other)
+    x = np.log10([float(setting.split("/")[0]) for setting in settings])
+    x -= x.mean()
+    return stats.mean_interval(list(differences @ x / (x @ x))), len(differences)
+
+
+def _grid(runs: Sequence[Run], agent: str, other: str) -> tuple[list[str], Floats]:
+    """All settings, and (seeds, settings) differences of the seeds that have them all."""
     settings = by_setting(runs)
     found = [_differences(here, agent, other) for here in settings.values()]
     seeds = set.intersection(*(set(of_seed) for of_seed in found))
     if not seeds:
         raise ValueError(f"{agent} and {other} share no seed in all {len(settings)} settings")
-    means = [float(np.mean([of_seed[seed] for of_seed in found])) for seed in sorted(seeds)]
-    return stats.mean_interval(means), len(means)
+    return list(settings), np.array([[of_seed[seed] for of_seed in found] for seed in sorted(seeds)])
 
 
 def cells(runs: Sequence[Run], agent: str, other: str) -> list[list[Cell]]:
