@@ -20,7 +20,8 @@ def _of_tasks(level: str) -> dict[str, str]:
         "success rate": SUCCESS,
         "final success": f"{FINAL} interquartile mean (IQM) over seeds: {IQM}.",
         "[low, high]": f"{level} {BOOTSTRAP}",
-        "gain": "difference of the IQMs; seeds are drawn in pairs where both agents ran with the same ones.",
+        "gain": "difference of the IQMs; seeds are drawn in pairs where both agents ran with the same ones. A dash "
+        "where one of the two did not run.",
     }
 
 
@@ -33,7 +34,7 @@ def _of_settings(level: str) -> dict[str, str]:
         "final success": f"{FINAL} mean over seeds.",
         "all settings": "a seed's mean over settings, then over seeds: its luck is in all of them, so that many "
         "settings are no more trials than seeds.",
-        "gain": "mean difference over the seeds that both agents have.",
+        "gain": "mean difference over the seeds that both agents have; a dash where they share none.",
         "[low, high]": f"{level} interval of a mean over seeds, after Student. Episodes and steps to a success rate "
         f"have interquartile means ({IQM}), and these and P a {BOOTSTRAP}",
     }

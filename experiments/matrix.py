@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from statistics import fmean
 
-from sppo.experiments.answer import FEW, is_clear, seeds_of
+from sppo.experiments.answer import FEW, is_clear, spanned
 from sppo.experiments.differences import between_settings
 from sppo.experiments.markup import dot, made_by
 from sppo.experiments.results import units
@@ -29,7 +29,7 @@ def _by_agent(table: Table, command: str) -> str:
     )
     body = []
     for agent in table.agents:
-        cells = "".join(_cell(rows[scope].get(agent), table.of(scope)[0]) for scope in scopes)
+        cells = "".join(_cell(rows[scope].get(agent), agent == table.agents[0]) for scope in scopes)
         body.append(f'<tr><th scope="row">{dot(table, agent)}</th>{cells}</tr>')
     return (
         f'<div class="wide"><table class="matrix">{_caption(table, command, "row")}'
@@ -45,14 +45,13 @@ def _by_setting(table: Table, command: str) -> str:
 
     def line(scope: str) -> str:
         rows = {row.agent: row for row in table.of(scope)}
-        first = table.of(scope)[0]
         runs = [run for of in table.pools.get(scope, [scope]) for run in table.at[of]]
         start = fmean(float(run.evals["success_rate"][0]) for run in runs)
-        cells = "".join(_cell(rows.get(agent), first, keyed=True) for agent in table.agents)
+        cells = "".join(_cell(rows.get(agent), agent == table.agents[0], keyed=True) for agent in table.agents)
         told = "".join(f"<td>{escape(values.get(scope, ''))}</td>" for values in known.values())
         return (
             f'<tr><td class="name">{escape(scope)}</td>{told}<td data-key="{start}">{start:.1%}'
-            f"<small>n = {seeds_of(list(rows.values()))}</small></td>{cells}</tr>"
+            f"<small>n = {_seeds(table, scope)}</small></td>{cells}</tr>"
         )
 
     head = "".join(f'<th scope="col">{head}</th>' for head in heads)
@@ -94,21 +93,25 @@ def _caption(table: Table, command: str, where: str) -> str:
 
 def _under(table: Table, scope: str) -> str:
     """Of a column's head: how many seeds, and what each spent."""
-    seeds = f"n = {seeds_of(table.of(scope))}"
+    seeds = f"n = {_seeds(table, scope)}"
     if scope in table.pools:
         return seeds
     return f"{seeds}, {short(table.budgets[scope])} {units(table.env_id(scope))[0]}"
 
 
-def _cell(row: Row | None, first: Row, keyed: bool = False) -> str:
-    """keyed: of a table that is sorted by its columns."""
-    if row is None:
+def _seeds(table: Table, scope: str) -> str:
+    """Those that the numbers shown of it are over: the first agent's own, and of the others those of their gains."""
+    return spanned([row.pairs or row.seeds for row in table.of(scope)])
+
+
+def _cell(row: Row | None, reference: bool, keyed: bool = False) -> str:
+    """reference: of the agent that the others are measured against; keyed: of a table sorted by its columns."""
+    shown = None if row is None else row.auc if reference else row.auc_gain
+    if row is None or shown is None:
         return '<td data-key="">–</td>' if keyed else "<td>–</td>"
-    shown, form, kind, mark = row.auc, rate, ' class="reference"', ""
-    if row.auc_gain is not None:
-        shown, form, kind = row.auc_gain, signed, ""
-        if is_clear(row, first):
-            kind, mark = (' class="ahead"', "▲ ") if shown.estimate > 0 else (' class="behind"', "▼ ")
+    seeds, form, kind, mark = (row.seeds, rate, ' class="reference"', "") if reference else (row.pairs, signed, "", "")
+    if is_clear(row):
+        kind, mark = (' class="ahead"', "▲ ") if shown.estimate > 0 else (' class="behind"', "▼ ")
     key = f' data-key="{shown.estimate}"' if keyed else ""
-    spread = bounds(shown, form) if row.seeds > 1 else "one seed"
+    spread = bounds(shown, form) if seeds > 1 else "one seed"
     return f"<td{kind}{key}>{mark}{form(shown.estimate)}<small>{spread}</small></td>"

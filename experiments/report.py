@@ -13,7 +13,7 @@ from string import Template
 from typing import Any
 
 from sppo.experiments import curves, files
-from sppo.experiments.answer import agent_by_agent, answer, seeds_of
+from sppo.experiments.answer import agent_by_agent, answer, spanned
 from sppo.experiments.diagnostics import diagnostics_figure
 from sppo.experiments.differences import between_settings_table, configs_json, differences_table
 from sppo.experiments.glossary import glossary
@@ -45,7 +45,7 @@ def _table(table: Table, scopes: Sequence[str], made: str) -> str:
     episodes, steps = units(table.env_id(scopes[0]))
     heads = ["setting"] * table.of_settings + ["agent", "seeds", "final success", "AUC"]
     if compared:
-        heads += ["AUC gain", f"P(AUC > {rows[0].agent})"]
+        heads += ["AUC gain", f"P(AUC > {table.agents[0]})"]
     if not pooled:
         heads += [f"{episodes} to {percent}", f"{steps} to {percent}", "time per run"]
     body = []
@@ -54,8 +54,8 @@ def _table(table: Table, scopes: Sequence[str], made: str) -> str:
         cells += [agent_cell(table, row.agent), f"<td>{row.seeds}</td>"]
         cells += [interval_cell(row.final, row.seeds, picture=True), interval_cell(row.auc, row.seeds, picture=True)]
         if compared:
-            cells += [interval_cell(row.auc_gain, row.seeds, signed)]
-            cells += [interval_cell(row.improvement, row.seeds, picture=True)]
+            cells += [interval_cell(row.auc_gain, row.pairs, signed)]
+            cells += [interval_cell(row.improvement, row.pairs, picture=True)]
         if not pooled:
             reached = f" ({row.reached} of {row.seeds})"
             cells += [interval_cell(row.episodes_to, row.seeds, short, beside=reached)]
@@ -180,7 +180,7 @@ def write_report(
     table = summarize(source, agents, **options)
     where = f"on {table.env_ids[0] if len(table.env_ids) == 1 else f'{len(table.env_ids)} tasks'}"
     unit = "setting" if table.of_settings else "task"
-    seeds, made = seeds_of(table.rows), made_by(command)
+    seeds, made = spanned([row.seeds for row in table.rows]), made_by(command)
     page = Template(resources.files("sppo.experiments").joinpath("report.html").read_text("utf-8")).substitute(
         title=escape(f"{listed(table.agents)} {where}" + f" at {len(table.scopes)} settings" * table.of_settings),
         subtitle=escape(

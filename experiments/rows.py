@@ -28,7 +28,9 @@ class Row:
     episodes_to: Interval | None = None
     env_steps_to: Interval | None = None
     seconds: float | None = None
-    # against the first agent of the same scope; None for that agent itself
+    # against the comparison's first agent; None for that agent itself, and where it has nothing to compare with
+    pairs: int = 0
+    """The seeds that gains are over: those that both agents have; where they are not paired the fewer."""
     auc_gain: Interval | None = None
     final_gain: Interval | None = None
     improvement: Interval | None = None
@@ -52,11 +54,13 @@ class Robust:
             final=self._interval(scores[:, 0]),
             auc=self._interval(scores[:, 1]),
         )
-        if first is None:
+        matched = self._matched(seeds, first or {})
+        if matched is None:
             return row
-        mine, others, paired = self._matched(seeds, first)
+        mine, others, paired = matched
         return replace(
             row,
+            pairs=min(len(mine), len(others)),
             final_gain=self._gain(mine[:, 0], others[:, 0], paired),
             auc_gain=self._gain(mine[:, 1], others[:, 1], paired),
             improvement=stats.probability_of_improvement(mine[:, 1], others[:, 1], self.rng, level=self.level),
@@ -66,8 +70,10 @@ class Robust:
     def _interval(self, scores: Floats) -> Interval:
         return stats.bootstrap_interval(scores, self.rng, level=self.level)
 
-    def _matched(self, mine: Seeds, others: Seeds) -> tuple[Floats, Floats, bool]:
-        """Scores of both, and whether their rows are of the same seeds."""
+    def _matched(self, mine: Seeds, others: Seeds) -> tuple[Floats, Floats, bool] | None:
+        """Scores of both, and whether their rows are of the same seeds; None where there is nothing to compare."""
+        if not others:
+            return None
         return np.stack([*mine.values()]), np.stack([*others.values()]), [*mine] == [*others]
 
     def _gain(self, mine: Floats, others: Floats, paired: bool) -> Interval:
@@ -83,13 +89,11 @@ class Plain(Robust):
         mean, low, high = stats.mean_interval(scores.mean(1), level=self.level)
         return Interval(mean, max(low, 0.0), min(high, 1.0))  # as far as a success rate goes
 
-    def _matched(self, mine: Seeds, others: Seeds) -> tuple[Floats, Floats, bool]:
+    def _matched(self, mine: Seeds, others: Seeds) -> tuple[Floats, Floats, bool] | None:
         shared = [seed for seed in mine if seed in others]
         if not shared:
-            return super()._matched(mine, others)
+            return None
         return np.stack([mine[seed] for seed in shared]), np.stack([others[seed] for seed in shared]), True
 
     def _gain(self, mine: Floats, others: Floats, paired: bool) -> Interval:
-        if paired:
-            return stats.mean_interval((mine - others).mean(1), level=self.level)
-        return stats.difference(mine, others, self.rng, statistic=stats.mean_statistic, level=self.level)
+        return stats.mean_interval((mine - others).mean(1), level=self.level)

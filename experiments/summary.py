@@ -60,6 +60,11 @@ class Table:
     def of(self, scope: str) -> list[Row]:
         return [row for row in self.rows if row.scope == scope]
 
+    def against(self, scope: str) -> tuple[Row | None, list[Row]]:
+        """The row of the agent that the others are measured against, if it is there, and theirs."""
+        rows = {row.agent: row for row in self.of(scope)}
+        return rows.pop(self.agents[0], None), [*rows.values()]
+
     def runs_of(self, scope: str, agent: str) -> list[Run]:
         return [run for run in self.at[scope] if run.label == agent]
 
@@ -112,7 +117,7 @@ def summarize(
 
     Args:
         source: a folder, a packed file, or runs.
-        agents: which agents; the first is the one the others are measured against. None: all, PPO first.
+        agents: which agents; the first is the one the others are measured against, where it ran. None: all, PPO first.
         threshold: success rate whose first crossing is reported.
         level: coverage of the intervals.
         rng: generator of the bootstrap, or its seed.
@@ -141,13 +146,13 @@ def summarize(
     for scope, budget in budgets.items():
         if budget <= 0:
             raise ValueError(f"the runs on {scope} must count at least one episode in evals.csv, they end at 0")
-        first = next(agent for agent in order if table.runs_of(scope, agent))
         for agent in order:
             mine = table.runs_of(scope, agent)
             if not mine:
                 continue
             scores[scope, agent] = _scores(mine, budget)
-            row = sums.row(scope, agent, scores[scope, agent], None if agent == first else scores[scope, first])
+            first = None if agent == order[0] else scores.get((scope, order[0]))
+            row = sums.row(scope, agent, scores[scope, agent], first)
             hits = {
                 x: [curves.first_crossing(run.evals[x], run.evals["success_rate"], threshold) for run in mine]
                 for x in ("episodes", "env_steps")
@@ -163,9 +168,8 @@ def summarize(
             )
     for pool, scopes, pooled in (_settings_pooled if table.of_settings else _tasks_pooled)(table, scores):
         table.pools[pool] = scopes
-        first = next(iter(pooled))
         for agent, seeds in pooled.items():
-            table.rows.append(sums.row(pool, agent, seeds, None if agent == first else pooled[first]))
+            table.rows.append(sums.row(pool, agent, seeds, None if agent == order[0] else pooled.get(order[0])))
     return table
 
 
@@ -233,6 +237,11 @@ def bounds(interval: Interval, form: Callable[[float], str] = rate) -> str:
     return "" if math.isinf(interval.low) else f"[{form(interval.low)}, {form(interval.high)}]"
 
 
+def leaves_out_zero(gap: Interval) -> bool:
+    """With the digits that are shown: one from +0.000 would look like a mistake."""
+    return float(signed(gap.low)) > 0 or float(signed(gap.high)) < 0
+
+
 def format_table(table: Table) -> str:
     """The table for a terminal, at most 100 characters wide: the estimate, and below it its interval."""
     percent = f"{100 * table.threshold:g}%"
@@ -241,7 +250,7 @@ def format_table(table: Table) -> str:
         rows = table.of(scope)
         episodes, steps = units(table.env_id(scope))
         head = ["agent", "seeds", "final success", f"{episodes} to {percent}", f"{steps} to {percent}", "AUC"]
-        head += [f"P(AUC > {rows[0].agent})"] if len(rows) > 1 else []
+        head += [f"P(AUC > {table.agents[0]})"] * any(row.improvement for row in rows)
         cells = [head]
         for row in rows:
             reached = f" ({row.reached}/{row.seeds})"
@@ -256,7 +265,7 @@ def format_table(table: Table) -> str:
                 # one seed says nothing about the spread of seeds
                 intervals.append("" if interval is None or row.seeds == 1 else bounds(interval, form))
             estimates.append(rate(row.improvement.estimate) if row.improvement else "-")
-            intervals.append(bounds(row.improvement) if row.improvement and row.seeds > 1 else "")
+            intervals.append(bounds(row.improvement) if row.improvement and row.pairs > 1 else "")
             cells += [estimates[: len(head)], intervals[: len(head)]] if any(intervals) else [estimates[: len(head)]]
         widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
         pad = [

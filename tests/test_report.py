@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from fake_runs import CARTPOLE, write_run
 
-from sppo.experiments.answer import answer, grounds, leaves_out_zero
+from sppo.experiments.answer import agent_by_agent, answer, grounds
 from sppo.experiments.differences import between_settings, differences, flatten
 from sppo.experiments.matrix import matrix
 from sppo.experiments.report import duration, write_report
 from sppo.experiments.stats import Interval
-from sppo.experiments.summary import format_table, summarize
+from sppo.experiments.summary import format_table, leaves_out_zero, summarize
 
 COMMAND = "sppo compare --env sppo/PrecisionCartPole-v0 --seeds 3 --note '<b>'"
 
@@ -100,6 +100,45 @@ def test_task_without_an_agent_is_told_apart_from_no_gain(two_tasks: Path) -> No
     assert "<small>one seed</small>" in row
 
 
+def test_a_task_without_the_first_agent_has_no_gains(two_tasks: Path) -> None:
+    for agent, height in (("rloo", 0.2), ("tracker", 0.8)):
+        for seed in range(2):
+            write_run(two_tasks, agent, seed, env_id="sppo/Chain-v0", nested=True, success=[height] * 2)
+    table = summarize(two_tasks)
+    # there the tracker's 0.8 is a lot more than 0.2, but neither is measured against PPO
+    assert answer(table)[0] == (
+        "Task by task: on PrecisionCartPole-v0 sppo (+0.500 [+0.500, +0.500]) faster than ppo; "
+        "no clear difference on another; nothing to compare on 1."
+    )
+    row = matrix(table, COMMAND).split('<th scope="row">')[4]
+    assert "tracker" in row and re.findall(r"<td>([^<]+)", row) == ["–"] * 3
+    assert "P(AUC > rloo)" not in format_table(table)
+    (told,) = answer(summarize(two_tasks / "Chain-v0", ["rloo", "tracker"]))[:1]
+    assert told == "On Chain-v0 tracker (+0.600 [+0.600, +0.600]) learns faster than rloo."
+
+
+def test_agents_that_lag_behind_do_not_silence_the_others(two_agents: Path) -> None:
+    write_run(two_agents, "tracker", 0, episodes=1000, success=[0.0, 0.0, 0.0])
+    assert answer(summarize(two_agents))[0] == (
+        "On PrecisionCartPole-v0 sppo (+0.500 [+0.500, +0.500]) learns faster than ppo; "
+        "of tracker one seed cannot tell."
+    )
+    # measured against it, no other has an interval either
+    assert answer(summarize(two_agents, ["tracker", "ppo", "sppo"])) == [
+        "On PrecisionCartPole-v0 one seed cannot tell agents apart."
+    ]
+
+
+def test_one_agent_with_unequal_seeds_is_told_task_by_task(tmp_path: Path) -> None:
+    for env_id, seeds in ((CARTPOLE, 2), ("sppo/Hopper-v0", 1)):
+        for seed in range(seeds):
+            write_run(tmp_path, "ppo", seed, env_id=env_id, nested=True, success=[0.0, 1.0])
+    assert answer(summarize(tmp_path)) == [
+        f"On {task} ppo ends at 1.000 success and averages 0.500 over training."
+        for task in ("Hopper-v0", "PrecisionCartPole-v0")
+    ]
+
+
 def test_how_many_intervals_chance_would_mark(tmp_path: Path) -> None:
     for agent in ("ppo", *(f"a{i}" for i in range(20))):
         for seed in range(2):
@@ -168,7 +207,24 @@ def test_agents_that_share_no_setting_are_not_compared(settings: Path) -> None:
         shutil.rmtree(settings / name)
     for seed in range(3):
         write_run(settings / "1000/a", "ppo", seed)
-    assert answer(summarize(settings)) == ["At no setting are there runs of ppo and of another agent."]
+    assert answer(summarize(settings)) == ["At no single setting do ppo and another agent share two seeds."]
+
+
+def test_numbers_are_told_over_the_seeds_that_are_shared(settings: Path) -> None:
+    """At 10/a PPO keeps seeds 0 and 1, SPPO all three; at 100/a they share seed 0 alone."""
+    for folder in ("10/a/ppo/seed2", "100/a/ppo/seed1", "100/a/ppo/seed2"):
+        shutil.rmtree(settings / folder)
+    table = summarize(settings)
+    assert answer(table)[1:] == [
+        "Clearly apart from ppo at single settings: sppo faster at 1 of 1, at 10/a (+0.500 [+0.500, +0.500]).",
+        "Numbers: gain in success rate averaged over training (AUC), its 95% interval over n = 2 seeds. "
+        "Settings share their seeds, and so a seed's luck.",
+    ]
+    assert answer(table)[0] == "Over all 2 settings one seed cannot tell agents apart."
+    _, short, long = matrix(table, COMMAND).split('<td class="name">')[1:]
+    assert "n = 2<" in short and "n = 1<" in long and "one seed" in long
+    words = agent_by_agent(table)
+    assert words.count("n = 2 shared seeds") == 1 and words.count("<p>") == 1 and "inf" not in words
 
 
 def test_page_of_settings(settings: Path) -> None:

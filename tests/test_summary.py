@@ -59,8 +59,22 @@ def test_never_reached(tmp_path: Path) -> None:
 def test_unequal_seeds_are_not_paired(two_agents: Path) -> None:
     write_run(two_agents, "sppo", 7, episodes=1000, success=[0.0, 1.0, 1.0])
     sppo = summarize(two_agents).rows[1]
-    assert not sppo.paired
+    assert not sppo.paired and (sppo.seeds, sppo.pairs) == (4, 3)
     assert sppo.auc_gain == (0.5, 0.5, 0.5)
+
+
+def test_gains_are_over_the_first_agent_or_none(tmp_path: Path) -> None:
+    write_run(tmp_path, "ppo", 0, nested=True)
+    for agent in ("rloo", "sppo"):
+        write_run(tmp_path, agent, 0, env_id="sppo/Hopper-v0", nested=True)
+    table = summarize(tmp_path)
+    assert table.agents[0] == "ppo"
+    assert [(row.agent, row.auc_gain, row.pairs) for row in table.rows] == [
+        ("rloo", None, 0),
+        ("sppo", None, 0),
+        ("ppo", None, 0),
+    ]
+    assert "P(" not in format_table(table).split("\n", 2)[1]
 
 
 def test_several_tasks_are_summed_up(tmp_path: Path) -> None:
@@ -187,6 +201,19 @@ def test_an_agent_without_all_settings_or_seeds_is_compared_where_it_has_them(se
     assert table.of("100")[1].auc_gain == pytest.approx((0.4, -np.inf, np.inf))
     assert [(row.agent, row.seeds) for row in table.of("all settings")] == [("ppo", 2), ("sppo", 1)]
     assert table.of("all settings")[1].auc_gain == pytest.approx((0.3, -np.inf, np.inf))
+
+
+def test_settings_without_a_shared_seed_have_no_gain(settings: Path) -> None:
+    """At 10 PPO keeps seed 0 and SPPO seed 1; at 100 both have both, and PPO has no seed at both that SPPO has too."""
+    shutil.rmtree(settings / "10" / "ppo" / "seed1")
+    shutil.rmtree(settings / "10" / "sppo" / "seed0")
+    table = summarize(settings)
+    found = {scope: table.of(scope)[1] for scope in ("10", "100", "all settings")}
+    assert [(row.auc_gain is None, row.improvement is None, row.pairs) for row in found.values()] == [
+        (True, True, 0),
+        (False, False, 2),
+        (True, True, 0),
+    ]
 
 
 def test_settings_are_in_the_order_of_what_they_are_worth(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sppo.experiments.evidence.gains import Cell
 from sppo.experiments.plots import INK, STYLE, colour_of, draw_curves, legend_of
 from sppo.experiments.results import Run, area, units
 from sppo.experiments.stats import Interval
-from sppo.experiments.summary import Table, bounds, signed
+from sppo.experiments.summary import Table, bounds, leaves_out_zero, signed
 from sppo.experiments.tasks import short_name
 
 
@@ -35,7 +35,6 @@ def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figur
             image = ax.imshow(values, cmap="PuOr_r", norm=norm, origin="lower", aspect="auto")
             for y, row in enumerate(rows):
                 for x, c in enumerate(row):
-                    sure = c.gain.low > 0 or c.gain.high < 0
                     ax.text(
                         x,
                         y,
@@ -43,7 +42,7 @@ def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figur
                         ha="center",
                         va="center",
                         fontsize=7,
-                        fontweight="bold" if sure else "normal",
+                        fontweight="bold" if leaves_out_zero(c.gain) else "normal",
                         color="white" if abs(c.gain.estimate) > 0.6 * ends else INK,
                     )
             ax.set_xticks(range(len(rows[0])), [f"{c.x:g}" for c in rows[0]])
