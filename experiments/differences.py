@@ -56,15 +56,16 @@ def differences(table: Table) -> dict[str, dict[str, str]]:
         for scope in table.scopes
         for agent in table.agents
     }
+    many = "at {} settings" if table.of_settings else "on {} tasks"
     names = sorted({name for runs in configs.values() for config in runs for name in config} - {"agent"})
     found: dict[str, dict[str, str]] = {}
     for name in names:
         values = {key: _joined([config.get(name, MISSING) for config in runs]) for key, runs in configs.items() if runs}
         if any(len({values[key] for key in values if key[0] == scope}) > 1 for scope in table.scopes):
-            found[name] = {
-                agent: _over_scopes({table.name(key[0]): value for key, value in values.items() if key[1] == agent})
-                for agent in table.agents
+            by_agent = {
+                agent: {table.name(s): v for (s, a), v in values.items() if a == agent} for agent in table.agents
             }
+            found[name] = {agent: _over_scopes(mine, many) for agent, mine in by_agent.items()}
     return found
 
 
@@ -73,7 +74,7 @@ def _joined(values: Sequence[str]) -> str:
     return ", ".join(distinct) if len(distinct) <= MANY else f"{', '.join(distinct[:MANY])}, ... ({len(distinct)})"
 
 
-def _over_scopes(values: dict[str, str]) -> str:
+def _over_scopes(values: dict[str, str], many: str) -> str:
     """The value, or what it is where; of many scopes how many have it."""
     where: dict[str, list[str]] = {}
     for scope, value in values.items():
@@ -83,7 +84,7 @@ def _over_scopes(values: dict[str, str]) -> str:
     if len(values) <= MANY_SCOPES:
         return "; ".join(f"{scope}: {value}" for scope, value in values.items())
     return "; ".join(
-        f"{', '.join(scopes) if len(scopes) <= MANY else f'at {len(scopes)} settings'}: {value}"
+        f"{', '.join(scopes) if len(scopes) <= MANY else many.format(len(scopes))}: {value}"
         for value, scopes in where.items()
     )
 

@@ -118,6 +118,11 @@ def legend_of(table: Table, scope: str) -> dict[str, Any]:
     return {"handles": list(lines.values()), "labels": list(lines), "ncols": len(lines), "handlelength": 2.6}
 
 
+def fullest(table: Table, scopes: Sequence[str]) -> str:
+    """Of these the scope with most agents, whose legend stands for all."""
+    return max(scopes, key=lambda scope: len({run.label for run in table.at[scope]}))
+
+
 def curves_figure(table: Table, scopes: Sequence[str] | None = None) -> Figure:
     """A row of panels per task: success over episodes, steps and wall-clock time; a panel per setting of a study."""
     scopes = table.scopes if scopes is None else list(scopes)
@@ -159,8 +164,7 @@ def _curves_by_setting(table: Table, scopes: Sequence[str]) -> Figure:
             ax.set_axis_off()
         for row in axes:
             row[0].set_ylabel("success rate")
-        most = max(scopes, key=lambda scope: len({run.label for run in table.at[scope]}))
-        figure.legend(**legend_of(table, most), loc="outside upper right")
+        figure.legend(**legend_of(table, fullest(table, scopes)), loc="outside upper right")
     return figure
 
 

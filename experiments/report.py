@@ -14,6 +14,7 @@ from typing import Any
 
 from sppo.experiments import curves, files
 from sppo.experiments.answer import agent_by_agent, answer, spanned
+from sppo.experiments.compact import ENDING
 from sppo.experiments.diagnostics import diagnostics_figure
 from sppo.experiments.differences import between_settings_table, configs_json, differences_table
 from sppo.experiments.glossary import glossary
@@ -113,6 +114,7 @@ def _folded(count: int, what: str, shown: str) -> str:
 
 def _run_table(table: Table, made: str) -> str:
     several = len(table.scopes) > 1
+    episodes, steps = (" or ".join(dict.fromkeys(names)) for names in zip(*map(units, table.env_ids), strict=True))
     body = []
     for scope, run in ((scope, run) for scope, runs in table.at.items() for run in runs):
         x, y = run.evals["episodes"], run.evals["success_rate"]
@@ -132,11 +134,14 @@ def _run_table(table: Table, made: str) -> str:
         "seed",
         "final success",
         "AUC",
-        f"episodes to {100 * table.threshold:g}%",
-        "episodes",
+        f"{episodes} to {100 * table.threshold:g}%",
+        episodes,
+        steps,
+        "time",
+        "folder",
     ]
     caption = f"A click on a column head sorts by it. <code>sppo train --config FOLDER</code> makes a run again.{made}"
-    shown = sortable([*heads, "env steps", "time", "folder"], body, caption)
+    shown = sortable(heads, body, caption)
     return _folded(len(table.runs), "runs", shown)
 
 
@@ -162,6 +167,12 @@ def _unfinished(table: Table, out: Path) -> str:
     return f'<details><summary class="warn">{told}</summary><ul>{items}</ul></details>'
 
 
+def folder_of(source: Path | str) -> Path:
+    """Where the page goes unless told otherwise: into a folder of runs; of a packed file into runs/reports/NAME."""
+    source = Path(source)
+    return Path("runs/reports") / source.name.removesuffix(ENDING) if source.is_file() else source
+
+
 def write_report(
     source: Path | str, command: str, agents: Sequence[str] | None = None, out: Path | None = None, **options: Any
 ) -> Path:
@@ -171,12 +182,12 @@ def write_report(
         source: folder of runs or packed file, as for `summarize`.
         command: what made the page, shown beside every figure as it is.
         agents: as for `summarize`.
-        out: folder of the page; by default the runs'.
+        out: folder of the page, made where it is missing; by default as `folder_of`.
         options: threshold, level and rng of `summarize`.
     Raises:
         ValueError: as `summarize`.
     """
-    out = out or Path(source)
+    out = out or folder_of(source)
     table = summarize(source, agents, **options)
     where = f"on {table.env_ids[0] if len(table.env_ids) == 1 else f'{len(table.env_ids)} tasks'}"
     unit = "setting" if table.of_settings else "task"
@@ -201,6 +212,7 @@ def write_report(
         threshold=f"{100 * table.threshold:g}%",
         first=escape(table.agents[0]),
     )
+    out.mkdir(parents=True, exist_ok=True)
     path = out / "report.html"
     files.replace(path, page.encode())
     return path

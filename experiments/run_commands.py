@@ -176,10 +176,9 @@ def print_report(source: Path, agents: tuple[str, ...] | None, out: Path | None 
     """The table of a folder of runs, with curves, report and the packed runs beside it; or of a packed file."""
     from sppo.experiments.compact import ENDING
     from sppo.experiments.packed import pack
-    from sppo.experiments.report import format_table, plot_curves, summarize, write_report
+    from sppo.experiments.report import folder_of, format_table, plot_curves, summarize, write_report
 
-    if out is None:
-        out = Path("runs/reports") / source.name.removesuffix(ENDING) if source.is_file() else source
+    out = out or folder_of(source)
     table = summarize(source, agents)
     out.mkdir(parents=True, exist_ok=True)
     print(format_table(table))

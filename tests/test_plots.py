@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from fake_runs import write_run
 
 from sppo.experiments.diagnostics import diagnostic_tags, unit_of
+from sppo.experiments.evidence.findings_figures import draw_dials, draw_map, draw_profiles, draw_tasks
+from sppo.experiments.evidence.gains import Cell
 from sppo.experiments.plots import align, common_grid, plot_curves
 from sppo.experiments.report import write_report
 from sppo.experiments.results import load_runs
+from sppo.experiments.stats import Interval
 from sppo.experiments.summary import summarize
 
 
@@ -48,3 +52,49 @@ def test_units_of_metrics() -> None:
         " [share]",
         "",
     ]
+
+
+def test_an_agent_keeps_its_height_and_its_name_where_a_task_lacks_others(tmp_path: Path) -> None:
+    """The first task, by name, has PPO and SPPO alone; the second REINFORCE and the tracker too."""
+    for env_id, agents in (
+        ("sppo/Chain-v0", ("ppo", "sppo")),
+        ("sppo/Hopper-v0", ("ppo", "reinforce", "sppo", "tracker")),
+    ):
+        for agent in agents:
+            for seed in range(2):
+                write_run(tmp_path, agent, seed, env_id=env_id, nested=True)
+    figure = draw_tasks(summarize(tmp_path))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "ppo (n = 2)",
+        "reinforce (n = 2)",
+        "sppo (n = 2)",
+        "tracker (n = 2)",
+    ]
+    chain, hopper = figure.axes[2:]
+    assert [tick.get_text() for tick in chain.get_yticklabels()] == ["tracker", "sppo", "reinforce"]
+    dots = [[line.get_ydata()[0] for line in ax.lines if line.get_marker() == "o"] for ax in (chain, hopper)]
+    assert dots == [[1], [2, 1, 0]] and chain.get_ylim() == hopper.get_ylim()
+
+
+def test_shares_on_dials_stay_between_none_and_all(tmp_path: Path) -> None:
+    """Areas 0.7 and 1.0: Student, one degree of freedom, 0.85 +- 12.706 x 0.2121 / 1.414 = 0.85 +- 1.906."""
+    for agent in ("ppo", "sppo"):
+        for seed, height in enumerate((0.7, 1.0)):
+            write_run(tmp_path / "Cart" / "spread" / "5", agent, seed, success=[height, height])
+    (ax,) = draw_dials(load_runs(tmp_path)[0]).axes
+    assert ax.get_ylim() == (0.0, 1.02)
+
+
+def test_profiles_that_cover_each_other_differ_in_style(tmp_path: Path) -> None:
+    for agent in ("ppo", "sppo"):
+        for seed in range(2):
+            write_run(tmp_path, agent, seed, success=[0.5, 0.5])
+    ppo, sppo = draw_profiles(summarize(tmp_path)).axes[0].lines
+    assert ppo.get_ydata().tolist() == sppo.get_ydata().tolist() and ppo.get_linestyle() != sppo.get_linestyle()
+
+
+def test_a_map_is_bold_where_a_page_is_marked() -> None:
+    """From +0.0004 on it is above zero, but +0.000 is what is shown."""
+    cells = [Cell(10.0, 0.5, Interval(0.01, low, 0.02), 3) for low in (0.0004, 0.0006)]
+    texts = draw_map({"chain": [cells]}, "sppo", "ppo").axes[0].texts
+    assert [text.get_fontweight() for text in texts] == ["normal", "bold"]

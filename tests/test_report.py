@@ -15,7 +15,9 @@ from fake_runs import CARTPOLE, write_run
 from sppo.experiments.answer import agent_by_agent, answer, grounds
 from sppo.experiments.differences import between_settings, differences, flatten
 from sppo.experiments.matrix import matrix
+from sppo.experiments.packed import pack
 from sppo.experiments.report import duration, write_report
+from sppo.experiments.results import load_runs
 from sppo.experiments.stats import Interval
 from sppo.experiments.summary import format_table, leaves_out_zero, summarize
 
@@ -287,6 +289,37 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] in ("h1", "h2"):
             self.headings.append(data)
+
+
+def test_a_packed_file_has_its_page_below_runs(two_agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = pack(load_runs(two_agents)[0], two_agents / "mine.json.gz")
+    monkeypatch.chdir(two_agents)
+    assert write_report(file, COMMAND) == Path("runs/reports/mine/report.html")
+    with pytest.raises(ValueError, match="nothing"):
+        write_report(two_agents / "nothing", COMMAND)
+    assert not (two_agents / "nothing").exists()
+
+
+def test_counts_have_the_units_of_their_tasks(tmp_path: Path) -> None:
+    for name, heads in (
+        ("text/addition", ("responses", "tokens")),
+        (CARTPOLE, ("episodes or responses", "env steps or tokens")),
+    ):
+        write_run(tmp_path, "ppo", 0, env_id=name, nested=True)
+        page = write_report(tmp_path, COMMAND).read_text("utf-8")
+        for head in (f"{heads[0]} to 90%", *heads):
+            assert f'<th scope="col">{head}</th>' in page
+
+
+def test_of_many_tasks_it_is_told_on_how_many(tmp_path: Path) -> None:
+    """PPO's rate is 0.0003 on four tasks and 0.001 on five; SPPO's the former everywhere."""
+    for i in range(9):
+        for agent in ("ppo", "sppo"):
+            folder = write_run(tmp_path, agent, 0, env_id=f"sppo/T{i}-v0", nested=True)
+            if agent == "ppo" and i > 3:
+                config = folder / "config.json"
+                config.write_text(config.read_text().replace("0.0003", "0.001"))
+    assert differences(summarize(tmp_path))["hyper.learning_rate"]["ppo"] == "on 4 tasks: 0.0003; on 5 tasks: 0.001"
 
 
 def test_report_is_one_whole_page(two_agents: Path) -> None:

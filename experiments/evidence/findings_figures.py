@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sppo.experiments import stats
 from sppo.experiments.evidence.gains import Cell
-from sppo.experiments.plots import INK, STYLE, colour_of, draw_curves, legend_of
+from sppo.experiments.plots import INK, STYLE, colour_of, draw_curves, fullest, legend_of, style_of
 from sppo.experiments.results import Run, area, units
 from sppo.experiments.stats import Interval
 from sppo.experiments.summary import Table, bounds, leaves_out_zero, signed
@@ -61,11 +61,11 @@ def draw_tasks(
 ) -> Figure:
     """Success over each x, a panel per task, and below them what each agent's area gains over the first's.
 
-    Single runs have no intervals, and no gains. Thresholds by task go before the table's.
+    Single runs have no intervals, and no gains are drawn of them. Thresholds by task go before the table's.
     """
     env_ids = table.env_ids
-    spread = any(row.seeds > 1 for row in table.rows)
-    panels = len(xs) + spread
+    gains = any(row.pairs > 1 for row in table.rows)
+    panels = len(xs) + gains
     with matplotlib.rc_context(STYLE):
         alone = len(env_ids) == 1  # then beside them
         size = (4.5 * panels, 3.8) if alone else (3.1 * len(env_ids) + 0.6, 3.1 * panels)
@@ -76,27 +76,31 @@ def draw_tasks(
             for ax, x in zip(axes[:, column], xs, strict=False):
                 draw_curves(ax, table, env_id, x, threshold=(thresholds or {}).get(env_id))
             axes[0, column].set_title(short_name(env_id), loc="left", fontsize="medium", fontweight="bold")
-            if spread:
+            if gains:
                 _draw_gains(axes[-1, column], table, env_id, names=column == 0)
         for ax in axes[: len(xs), 0]:
             ax.set_ylabel("success on held-out starts")
         title = f"bands and bars: {100 * table.level:g}% bootstrap intervals over n seeds"
-        if not spread:
+        if not any(row.seeds > 1 for row in table.rows):
             title = "n = 1: one run of each, no intervals"
-        legend = {**legend_of(table, env_ids[0]), "ncols": 4 if len(env_ids) < 5 else 7}
+        legend = {**legend_of(table, fullest(table, env_ids)), "ncols": 4 if len(env_ids) < 5 else 7}
         figure.legend(**legend, loc="outside upper center", title=title)
     return figure
 
 
 def _draw_gains(ax: Axes, table: Table, env_id: str, names: bool) -> None:
-    rows = [row for row in table.of(env_id) if row.auc_gain][::-1]
-    for y, row in enumerate(rows):
-        assert row.auc_gain
+    """An agent is at one height on all tasks, and has none where it has no gain with an interval."""
+    others = table.agents[:0:-1]
+    for row in table.of(env_id):
+        if row.auc_gain is None or row.pairs < 2:
+            continue
+        y = others.index(row.agent)
         colour = colour_of(table.agents, row.agent)
         ax.plot([row.auc_gain.low, row.auc_gain.high], [y, y], color=colour, linewidth=2)
         ax.plot(row.auc_gain.estimate, y, "o", color=colour, markersize=5)
     ax.axvline(0.0, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
-    ax.set_yticks(range(len(rows)), [row.agent if names else "" for row in rows])
+    ax.set_yticks(range(len(others)), others if names else [""] * len(others))
+    ax.set_ylim(-0.5, len(others) - 0.5)
     ax.set_xlabel(f"area over {units(env_id)[0]} gained over {table.agents[0]}")
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
@@ -111,13 +115,13 @@ def draw_profiles(table: Table) -> Figure:
             areas = np.array([[area(run) for run in table.runs_of(env_id, agent)] for env_id in table.env_ids]).T
             share, low, high = stats.performance_profile(areas, thresholds, 0, level=table.level)
             colour = colour_of(table.agents, agent)
-            ax.plot(thresholds, share, color=colour, label=agent)
+            ax.plot(thresholds, share, color=colour, linestyle=style_of(table.agents, agent), label=agent)
             ax.fill_between(thresholds, low, high, color=colour, alpha=0.08, linewidth=0)
         ax.set_xlabel("area under the curve of success")
         ax.set_ylabel("share of runs above it")
         tasks = len(table.env_ids)
         ax.set_title(f"n = {len(areas)} seeds of {tasks} tasks, {100 * table.level:g}% bootstrap bands", loc="left")
-        ax.legend(ncols=2)
+        ax.legend(ncols=2, handlelength=2.6)
     return figure
 
 
@@ -146,6 +150,8 @@ def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> 
                 ax.set_xticks(range(len(values)), list(values))
                 ax.set_xlabel(dial)
             seeds = {run.seed for of_dial in dials.values() for here in of_dial.values() for run in here}
+            low, high = row[0].get_ylim()
+            row[0].set_ylim(max(low, 0.0), min(high, 1.02))  # Student's intervals reach beyond a share
             row[0].set_ylabel(f"{task}\narea under the curve, n = {len(seeds)}")
         axes[0, 0].legend()
     return figure
