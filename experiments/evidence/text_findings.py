@@ -94,14 +94,18 @@ def _seconds_table(table: Table, env_id: str) -> str:
             x, y = (np.array([seconds[of][seed] for seed in shared]) for of in (agent, "sppo"))
             lines.append(
                 f"  {short_name(env_id)}: {agent} with N = {siblings} over sppo with N = 1  "
-                f"{_told(ratio_of_medians(x, y))}  n = {len(shared)}"
+                f"{told_ratio(x, y)}  n = {len(shared)}"
             )
     return "\n".join(lines)
 
 
-def _told(ratio: Interval) -> str:
-    """With what is beyond all bounds said in words: X never gets there, or Y does not."""
-    if np.isnan(ratio.estimate):
+def told_ratio(x: Floats, y: Floats) -> str:
+    """An agent's seconds over SPPO's; in words where the medians have no ratio, or an end of it has no bound."""
+    mine, own = np.median(x), np.median(y)
+    if np.isinf(mine) and np.isinf(own):
         return "not known: neither gets there"
-    low, estimate, high = ("never" if np.isinf(x) else f"{x:.2f}" for x in (ratio.low, ratio.estimate, ratio.high))
+    if own == 0 and np.isfinite(mine):
+        return f"not known: {'both are' if mine == 0 else 'sppo is'} there at the start"
+    beyond = "never" if np.isinf(x).any() else "no bound"  # where draws of SPPO's seeds are there at the start
+    estimate, low, high = (beyond if np.isinf(end) else f"{end:.2f}" for end in ratio_of_medians(x, y))
     return f"x {estimate} [{low}, {high}]"
