@@ -163,6 +163,27 @@ def test_what_was_made_once_is_found_under_all_its_names() -> None:
     assert found["PrecisionCartPole-v0/start spread/0.05/ppo/seed0"].success_rate == made.success_rate
 
 
+def test_what_was_made_once_is_found_whichever_of_its_names_it_has() -> None:
+    """A base that lies under its last name alone is there under all six; what another study made is left out."""
+    (run,) = sweep({("ppo", 1.0): [0.5]})
+    last = "PrecisionCartPole-v0/shared network/0/ppo/seed0"
+    found = study("dials").under_all_names(
+        [replace(run, name=last), replace(run, name="PrecisionCartPole-v0/ppo/seed0")]
+    )
+    assert len(found) == 6 and found[0].name == last
+    assert "PrecisionCartPole-v0/episodes per update/64/ppo/seed0" in {each.name for each in found}
+
+
+def test_a_run_is_chosen_by_any_of_its_names() -> None:
+    """Value 0 of the warm-up is CartPole's base, whose first name is of another dial: two agents, five seeds."""
+    dials, base = study("dials"), "PrecisionCartPole-v0/episodes per update/64"
+    own = [f"{base}/{agent}/seed{seed}" for agent in ("ppo", "sppo") for seed in range(5)]
+    assert [name for name, _ in dials.named("PrecisionCartPole-v0/critic warm-up/0")] == own
+    every = [name for name, _ in dials.named("PrecisionCartPole-v0/critic warm-up")]
+    assert every[:10] == own and len(every) == 30
+    assert [name for name, _ in dials.named("PrecisionCartPole-v0/critic warm-up/0/ppo/seed3")] == own[3:4]
+
+
 def test_batches_of_text_dials_end_with_the_budget() -> None:
     """4096 responses are 128, 32 and 8 batches, the first of which tells critics what to predict first; the eight
     evaluations come at the same counts."""

@@ -7,11 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from fake_runs import write_run
 
 from sppo.experiments.evidence import commands
 from sppo.experiments.evidence.commands import EXPERTS, StudyCommand, make_starts
 from sppo.experiments.evidence.studies import CARTPOLE, CARTPOLE_SEEDS, STARTS_MADE
 from sppo.experiments.experts import ExpertConfig, expert_config
+from sppo.experiments.packed import unpack
 from sppo.experiments.sft import SFTConfig, WindowMissed, sft_config
 
 FOLDER = STARTS_MADE / "25" / "0.05" / "PrecisionCartPole-v0"
@@ -40,6 +42,26 @@ def test_only_the_starts_of_the_chosen_runs_are_made(monkeypatch: pytest.MonkeyP
 def test_runs_that_are_not_there_are_named() -> None:
     with pytest.raises(ValueError, match="no run of chain-map begins with '9'; the first is 10/0.01/ppo/seed0"):
         StudyCommand(name="chain-map", only="9")()
+
+
+def test_all_names_are_packed_and_nothing_else_that_lies_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The base of CartPole's dials has six names, of which the first is a folder."""
+    first = "PrecisionCartPole-v0/episodes per update/64"
+    for below in (first, "PrecisionCartPole-v0/an older dial/1"):
+        write_run(tmp_path / below, "ppo", 0)
+    monkeypatch.setattr(commands, "execute", lambda *_, **__: None)
+    StudyCommand(name="dials", only="PrecisionCartPole-v0/critic warm-up/0/ppo/seed0", out=tmp_path)()
+    packed = {run.name: run for run in unpack(tmp_path / "dials.json.gz")}
+    dials = (
+        "critic learning rate/0.001",
+        "critic warm-up/0",
+        "reward noise/0",
+        "shared network/0",
+        "start spread/0.05",
+    )
+    names = {f"PrecisionCartPole-v0/{dial}/ppo/seed0" for dial in dials}
+    assert packed.keys() == {f"{first}/ppo/seed0", *names}
+    assert len({run.success_rate for run in packed.values()}) == 1
 
 
 def write(config: SFTConfig) -> None:

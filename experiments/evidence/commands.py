@@ -88,7 +88,7 @@ class StudyCommand:
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help=f"One of: {', '.join(STUDIES)}.")]
     only: str = ""
-    """Runs whose name begins so, such as: Pendulum-v0/ppo"""
+    """Runs whose name begins so, such as: Pendulum-v0/ppo; one of several names lies under the first of them."""
     out: Path | None = None
     """The folder of its runs; by default runs/NAME."""
     processes: int | None = None
@@ -108,7 +108,7 @@ class StudyCommand:
         jobs = chosen.jobs(out, self.only)
         print(f"{chosen.question}: {sum(len(configs) for configs, _ in jobs)} runs, to {out}")
         execute(jobs, processes=self.processes, resume=True)
-        print(pack(load_runs(out)[0], out / f"{self.name}{ENDING}"))
+        print(pack(chosen.under_all_names(load_runs(out)[0]), out / f"{self.name}{ENDING}"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,14 @@ from sppo.experiments.evidence.findings_figures import (
     draw_profiles,
     draw_tasks,
 )
-from sppo.experiments.evidence.gains import Cell, by_setting, by_value, cells, gain, horizon_slope, pooled_gain
+from sppo.experiments.evidence.gains import Cell, by_value, cells, gain, horizon_slope, pooled_gain
 from sppo.experiments.evidence.studies import SEEDS, STUDIES, best_rates, rate_of
 from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.text_findings import THRESHOLD, THRESHOLDS, in_order, told_by_task, told_of_single_runs
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
+from sppo.experiments.scopes import by_setting
 from sppo.experiments.summary import ALL_TASKS, Table, bounds, format_table, signed, summarize
 from sppo.experiments.tasks import short_name
 
@@ -97,9 +98,8 @@ def _drawn_text(runs: Path, images: Path) -> list[Run]:
 
 
 def _dials(runs: Path, images: Path) -> str:
-    name = runs.name.removesuffix(ENDING)
-    loaded = STUDIES[name].under_all_names(unpack(runs))
-    save_figure(draw_dials(loaded), images / name)
+    loaded = unpack(runs)
+    save_figure(draw_dials(loaded), images / runs.name.removesuffix(ENDING))
     lines = ["Area under the curve, sppo - ppo, as one thing varies, [95% t interval over paired seeds]"]
     for setting, here in sorted(by_setting(loaded).items(), key=lambda found: by_value(found[0])):
         difference, n = gain(here, "sppo", "ppo")

@@ -29,21 +29,26 @@ class Study:
     question: str
     runs: Callable[[], Iterator[Named]]
 
-    def named(self, only: str = "") -> list[Named]:
-        """Each config under the first of its names, or those whose name begins so."""
-        first: dict[str, Named] = {}
+    def _names(self) -> list[tuple[list[str], RunConfig]]:
+        """Each config with all its names."""
+        found: dict[str, tuple[list[str], RunConfig]] = {}
         for name, config in self.runs():
-            first.setdefault(repr(config), (name, config))
-        return [run for run in first.values() if run[0].startswith(only)]
+            found.setdefault(repr(config), ([], config))[0].append(name)
+        return list(found.values())
+
+    def named(self, only: str = "") -> list[Named]:
+        """Each config under the first of its names, or those of which some name begins so."""
+        return [(names[0], config) for names, config in self._names() if any(name.startswith(only) for name in names)]
 
     def under_all_names(self, made: Iterable[Run]) -> list[Run]:
-        """Finished runs, and again under the other names of their configs, where those were not run too."""
-        found = {run.name: run for run in made}
-        first: dict[str, str] = {}
-        for name, config in self.runs():
-            run = found.get(first.setdefault(repr(config), name))
-            if run is not None:
-                found.setdefault(name, replace(run, name=name))
+        """The study's own of these finished runs, and again under the other names of their configs, where those were
+        not run too."""
+        own = {name for name, _ in self.runs()}
+        found = {run.name: run for run in made if run.name in own}
+        for names, _ in self._names():
+            if run := next((found[name] for name in names if name in found), None):
+                for name in names:
+                    found.setdefault(name, replace(run, name=name))
         return list(found.values())
 
     def jobs(self, out: Path, only: str = "") -> list[Job]:
