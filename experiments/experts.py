@@ -151,9 +151,11 @@ def train_expert(
     }
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    # The settings first: episodes that are there can be asked for them.
+    recorded = out / "episodes.safetensors"
+    # The settings first, with no older episodes beside them: episodes that are there can be asked for theirs.
+    recorded.unlink(missing_ok=True)
     replace(out / "expert.json", (json.dumps(report, indent=2) + "\n").encode())
-    replace(out / "episodes.safetensors", save(arrays))
+    replace(recorded, save(arrays))
     return report
 
 

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from sppo.envs import episodes
 from sppo.envs.sb3 import EpisodeVecEnv
+from sppo.experiments import experts
 from sppo.experiments.experts import SETTINGS, expert_config, play, train_expert
 
 SMALL: dict[str, Any] = {
@@ -47,6 +48,25 @@ def test_an_expert_succeeds_and_its_recorded_episodes_replay(tmp_path: Path) -> 
             obs = task.step(data["actions"][t : t + 1])[0]
         assert task.success[0]
         at += length
+
+
+def test_an_expert_trained_anew_never_stands_beside_older_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between its two files, the second training leaves its settings alone; that walk's action is always 1."""
+
+    def write(file: Path, content: bytes) -> None:
+        if file.suffix == ".safetensors" and not (tmp_path / "expert.json").read_text().count('"seed": 0'):
+            raise KeyboardInterrupt
+        file.write_bytes(content)
+
+    monkeypatch.setattr(experts, "_train", lambda *_: (lambda obs: np.ones(len(obs), np.int64), 0))
+    monkeypatch.setattr(experts, "replace", write)
+    train_expert("sppo/SparseChain-v0", tmp_path, config=expert_config("sppo/SparseChain-v0", **SMALL))
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(KeyboardInterrupt):
+        train_expert("sppo/SparseChain-v0", tmp_path, config=expert_config("sppo/SparseChain-v0", **SMALL, seed=1))
+    assert [file.name for file in tmp_path.iterdir()] == ["expert.json"]
 
 
 def test_an_expert_that_never_succeeds_is_refused(tmp_path: Path) -> None:
