@@ -12,13 +12,11 @@ import numpy as np
 import tyro
 from numpy.typing import ArrayLike, NDArray
 
+from sppo.experiments.results import SPLITS
 from sppo.experiments.stats import Floats, Interval
 
 # SciPy, torch and matplotlib are imported when they are called for: the command line loads this file.
 
-KINDS = {"test": "held-out starts", "train": "training prompts"}
-STEMS = {"test": "calibration", "train": "calibration-train"}
-"""Of the files of each split."""
 BINS = 10
 RESAMPLES = 1000
 
@@ -33,7 +31,7 @@ def metrics(values: Floats, outcomes: Floats) -> dict[str, float]:
         auc       P(V of a success > V of a failure) over all pairs of episodes, ties counting half
         ece       sum_b P_b / P |mean_b V - mean_b q| over the bins of `bin_of`
         ceiling   sqrt(1 - mean_p s_p^2 / Var q), s_p^2 = q_p (1 - q_p) / (n - 1): about the pearson of a critic that
-                  knows every true success rate, against rates counted from n episodes
+                  knows every true success rate, against rates counted from n episodes; one says nothing of its noise
 
     Source: Guo et al. 2017, arXiv 1706.04599, for ece; the others are definitions.
     Args:
@@ -46,14 +44,13 @@ def metrics(values: Floats, outcomes: Floats) -> dict[str, float]:
 
     v, r = _checked(values, outcomes)
     n, q = r.shape[1], r.mean(1)
-    noise = (q * (1 - q)).mean() / (n - 1) if n > 1 else np.nan
     return {
         "pearson": _correlation(v, q),
         "spearman": _correlation(rankdata(v), rankdata(q)),
         "brier": float(((v[:, None] - r) ** 2).mean()),
         "auc": _auc(v, q),
         "ece": float(sum(len(b) * abs(v[b].mean() - q[b].mean()) for b in bins(v)) / len(v)),
-        "ceiling": float(np.sqrt(max(0.0, 1 - noise / q.var()))) if q.var() > 0 else np.nan,
+        "ceiling": _ceiling(q, n),
     }
 
 
@@ -115,6 +112,13 @@ def _correlation(x: Floats, y: Floats) -> float:
     return float(a @ b / scale) if scale > 1e-12 else np.nan
 
 
+def _ceiling(rates: Floats, n: int) -> float:
+    if n == 1 or rates.var() == 0:
+        return np.nan
+    noise = (rates * (1 - rates)).mean() / (n - 1)
+    return float(np.sqrt(max(0.0, 1 - noise / rates.var())))
+
+
 def _auc(values: Floats, rates: Floats) -> float:
     _, level = np.unique(values, return_inverse=True)
     won, lost = np.bincount(level, rates), np.bincount(level, 1 - rates)  # by value, ascending
@@ -169,7 +173,7 @@ class Calibrate:
 
         if self.prompts < 2 or self.samples < 1:
             raise ValueError(f"prompts must be at least 2 and samples 1, got {self.prompts} and {self.samples}")
-        kind, stem = KINDS[self.split], STEMS[self.split]
+        kind, stem = SPLITS[self.split].starts, SPLITS[self.split].stem
         other = None if self.against is None else _read(self.against / f"{stem}.json")
         config = replace(read_config(self.run), n_eval_episodes=self.prompts)
         agent, its = load_run(self.run), domain(config)

@@ -10,12 +10,12 @@ import numpy as np
 
 from sppo.experiments import compact
 from sppo.experiments.compact import ENDING, short
-from sppo.experiments.results import Run
+from sppo.experiments.results import SPLITS, Run
 from sppo.experiments.stats import Floats
 
 BINS = 25
 """Means that stand for a training metric, which has a value per update."""
-CALIBRATIONS = ("calibration", "calibration_train")
+CALIBRATIONS = tuple(split.field for split in SPLITS.values())
 ARRAYS = ("evals", "progress", *CALIBRATIONS)
 CLOCKS = ("time/total_episodes", "time/total_timesteps")
 """Metrics of time that are kept: against which others are drawn."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,24 @@ RUN_KEYS = ("agent", "env_id", "seed")
 def units(env_id: str) -> tuple[str, str]:
     """What a task counts its episodes and steps in."""
     return ("responses", "tokens") if env_id.startswith(TEXT) else ("episodes", "env steps")
+
+
+class Split(NamedTuple):
+    """Starts that `sppo calibrate` measures at."""
+
+    starts: str
+    field: str  # of a `Run`
+
+    @property
+    def stem(self) -> str:
+        """Of its files."""
+        return self.field.replace("_", "-")
+
+
+SPLITS = {
+    "test": Split("held-out starts", "calibration"),
+    "train": Split("training prompts", "calibration_train"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +160,7 @@ def _load(path: Path, name: str) -> Run | str:
         progress=_read_columns(progress) if progress.is_file() else {},
         success_rate=float(result["success_rate"]),
         seconds=float(result["seconds"]),
-        calibration=_calibrated(path / "calibration.json"),
-        calibration_train=_calibrated(path / "calibration-train.json"),
+        **{split.field: _calibrated(path / f"{split.stem}.json") for split in SPLITS.values()},
     )
 
 

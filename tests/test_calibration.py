@@ -59,6 +59,13 @@ def test_figures_of_perfect_and_useless_critics(rng: np.random.Generator) -> Non
     assert np.isnan(sure["auc"]) and np.isnan(sure["pearson"])
 
 
+def test_one_episode_from_each_start_tells_of_no_noise() -> None:
+    """Rates 1, 0, 1, 0 vary by 1/4, of which one episode each cannot say how much is chance."""
+    assert np.isnan(metrics(VALUES, np.array([[1.0], [0.0], [1.0], [0.0]]))["ceiling"])
+    # Two each, which agree: all of it is between starts.
+    assert metrics(VALUES, np.repeat([[1.0], [0.0], [1.0], [0.0]], 2, axis=1))["ceiling"] == 1
+
+
 def test_correlations_are_scipys(rng: np.random.Generator) -> None:
     values, outcomes = rng.random(50), (rng.random((50, 4)) < 0.5).astype(float)
     found = metrics(values, outcomes)

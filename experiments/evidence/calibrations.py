@@ -13,15 +13,15 @@ from sppo.experiments import stats
 from sppo.experiments.calibration import metrics
 from sppo.experiments.compact import ENDING
 from sppo.experiments.evidence.findings_figures import draw_dials
-from sppo.experiments.evidence.gains import by_setting, by_value, setting_of
+from sppo.experiments.evidence.gains import by_value
 from sppo.experiments.evidence.studies import STUDIES
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import STYLE, draw_reliability, save_figure
-from sppo.experiments.results import Run, area
+from sppo.experiments.results import SPLITS, Run, area
+from sppo.experiments.scopes import by_setting, setting_of
 from sppo.experiments.stats import Floats
 from sppo.experiments.summary import bounds, rate, signed
 
-SPLITS = {"calibration": "held-out starts", "calibration_train": "training prompts"}
 FIGURES = ("pearson", "spearman", "ceiling", "brier", "auc")
 BY_SIZE = "critics"
 """The study whose settings are sizes of the critic."""
@@ -33,17 +33,17 @@ Calibrated = dict[tuple[str, str], list[dict[str, Floats]]]
 def told_calibrations(results: Path, images: Path) -> str:
     """How well predictions tell starts apart, in the runs that were calibrated, by study, setting and agent."""
     told = []
-    for of, starts in SPLITS.items():
+    for split in SPLITS.values():
         found: Calibrated = {}
         for name in STUDIES.keys() - {BY_SIZE}:
             file = results / f"{name}{ENDING}"
             for run in unpack(file) if file.exists() else ():
-                if calibrated := getattr(run, of):
+                if calibrated := getattr(run, split.field):
                     found.setdefault((f"{name}/{setting_of(run)}", run.label), []).append(calibrated)
         if found:
             found = dict(sorted(found.items()))
-            save_figure(draw_calibrations(found, starts), images / of.replace("_", "-"))
-            told.append(calibration_table(found, starts))
+            save_figure(draw_calibrations(found, split.starts), images / split.stem)
+            told.append(calibration_table(found, split.starts))
     return "\n\n".join(told)
 
 
@@ -62,7 +62,7 @@ def told_critics(runs: Path, images: Path) -> str:
             found[dial, size] = calibrated
     if not found:
         return "\n".join(lines)
-    starts = SPLITS["calibration"]
+    starts = SPLITS["test"].starts
     save_figure(draw_calibrations(found, starts), images / f"{BY_SIZE}-calibration")
     return "\n".join(lines) + "\n\n" + calibration_table(found, starts)
 

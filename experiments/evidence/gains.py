@@ -9,8 +9,7 @@ import numpy as np
 
 from sppo.experiments import stats
 from sppo.experiments.results import Run, area
-from sppo.experiments.scopes import by_setting as by_setting
-from sppo.experiments.scopes import setting_of as setting_of
+from sppo.experiments.scopes import by_setting
 from sppo.experiments.stats import Floats, Interval
 
 
