@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from sppo.experiments import files
 
 ENDING = ".json.gz"
 DIGITS = 4
+MADE = re.compile(r'(?<=[^\\]")/[^"]*/(?=runs/)')
+"""Where the folder `runs` lies, before a path in it: a study reads what another folder's runs began with."""
 
 
 def short(content: Any) -> Any:
@@ -31,8 +34,9 @@ def short(content: Any) -> Any:
 
 
 def write(content: Any, file: Path) -> Path:
-    """The whole file or nothing of it; paths below the current folder become relative to it."""
+    """The whole file or nothing of it; paths below the current folder, or a folder of `runs`, become relative to it."""
     text = json.dumps(content, separators=(",", ":")).replace(f'"{Path.cwd()}/', '"')
+    text = MADE.sub("", text)
     file.parent.mkdir(parents=True, exist_ok=True)
     files.replace(file, gzip.compress(text.encode(), mtime=0))
     return file

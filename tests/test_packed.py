@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,23 @@ def test_metrics_are_means_and_gaps_stay_gaps(folder: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(packed.progress["train/approx_kl"][:2], [metric[:3].mean(), metric[3:6].mean()], 1e-3)
     # recorded at updates 0, 3, 6, ...: empty are 5 of the 15 bins of two (34 and 35, 40 and 41, ...)
     assert np.isnan(packed.progress["critic/auc"]).sum() == 5
+
+
+@pytest.mark.parametrize(
+    ("start", "packed"),
+    [
+        ("{here}/starts/a", "starts/a"),
+        ("/elsewhere/runs/older/runs/starts/a", "runs/starts/a"),
+        ("runs/starts/a", "runs/starts/a"),
+        ("/elsewhere/starts/a", "/elsewhere/starts/a"),
+        ('said "/elsewhere/runs/a', 'said "/elsewhere/runs/a'),
+    ],
+)
+def test_paths_of_a_machine_are_cut_to_what_a_checkout_has(folder: Path, start: str, packed: str) -> None:
+    """Below the current folder, or from the last folder `runs` on: runs may have been made in another checkout."""
+    (run, *_) = load_runs(folder)[0]
+    file = pack([replace(run, config={"start": start.format(here=Path.cwd())})], folder / "one.json.gz")
+    assert unpack(file)[0].config == {"start": packed}
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
