@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
+from sppo.experiments.compact import ENDING, read
 from sppo.experiments.evidence.commands import Redraw
 from sppo.experiments.evidence.studies import RESULTS, STUDIES
 from sppo.experiments.packed import unpack
@@ -34,11 +37,62 @@ def test_tables_are_of_those(drawn: tuple[set[str], Path]) -> None:
     assert tables and [line for line in tables if line not in drawn[0]] == []
 
 
+Triple = tuple[float, float, float]
+
+
+def triples(text: str) -> set[Triple]:
+    """Each `x [low, high]` on one line, of however many digits."""
+    number = r"([+-]?\d+\.\d+)"
+    found = re.findall(rf"(?<![\d.]){number} \[{number}, {number}\]", text)
+    return {(float(x), float(low), float(high)) for x, low, high in found}
+
+
+def not_told(sentences: str, tables: str) -> set[Triple]:
+    """Triples of sentences that no table has, nor its opposite: A's lead over B is B's over A, ends swapped."""
+    told = triples(tables)
+    return triples(" ".join(sentences.split())) - told - {(-x, -high, -low) for x, low, high in told}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "missing"),
+    [
+        ("ahead by 0.029 [0.018, 0.039] in area", set()),
+        ("behind by -0.029 [-0.039,\n-0.018] in area", set()),
+        ("takes 2.19 [2.01, 2.35] times", set()),
+        ("ahead by 0.029 [-0.039, -0.018]", {(0.029, -0.039, -0.018)}),
+        ("ahead by 0.029 [0.018, 0.036]", {(0.029, 0.018, 0.036)}),
+        ("ahead by 0.036 [0.018, 0.039]", {(0.036, 0.018, 0.039)}),
+    ],
+)
+def test_a_triple_is_told_as_one(sentence: str, missing: set[Triple]) -> None:
+    assert not_told(sentence, "  sppo  +0.029 [+0.018, +0.039]  n = 20\n  +0.036  x 2.19 [2.01, 2.35]") == missing
+
+
 @pytest.mark.parametrize("page", ["docs/RESULTS.md", "README.md"])
 def test_figures_in_sentences_are_of_the_tables(drawn: tuple[set[str], Path], page: str) -> None:
     sentences = "\n".join(re.findall(r"^(?!    ).+", Path(page).read_text("utf-8"), re.M))
-    told = set(re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", sentences))
-    assert len(told) > 2 and told <= set(re.findall(r"\d\.\d{3}", " ".join(drawn[0])))
+    tables = "\n".join(drawn[0])
+    figures = set(re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", sentences))
+    assert len(figures) > 2 and figures <= set(re.findall(r"\d\.\d{3}", tables))
+    assert triples(sentences) and not_told(sentences, tables) == set()
+
+
+def strings(content: Any) -> Iterator[str]:
+    """All of a JSON value, its keys among them."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict | list):
+        for each in (*content, *content.values()) if isinstance(content, dict) else content:
+            yield from strings(each)
+
+
+def test_strings_are_found_however_deep() -> None:
+    assert [*strings({"a": [1, {"b": "/c"}], "d": None})] == ["a", "d", "b", "/c"]
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob(f"*{ENDING}")), ids=lambda file: file.name)
+def test_raw_results_hold_no_path_of_a_machine(file: Path) -> None:
+    assert [text for text in strings(read(file)) if text.startswith("/")] == []
 
 
 def test_the_readme_s_table_is_of_its_packed_runs() -> None:
