@@ -228,13 +228,14 @@ def test_prompts_of_the_pool_come_again_and_again() -> None:
         assert task(config.env_id).total_episodes // len(train) == 37
 
 
-def test_smollm2_has_one_run_of_each_at_the_task_s_own_settings(tmp_path: Path) -> None:
-    """Group methods spend the same 960 responses on fewer prompts."""
-    jobs, names = STUDIES["smollm2"].jobs(tmp_path), [name for name, _ in STUDIES["smollm2"].runs()]
-    assert names == [f"addition/{agent}/seed0" for agent in studies.AGENTS]
-    for (config,), _ in jobs:
-        assert (config.total_episodes, config.n_evals, config.start) == (960, 5, "smollm2")
-        assert config.settings["episodes_per_update"] == 64
+def test_smollm2_has_one_run_of_each_at_the_task_s_own_settings() -> None:
+    """Nothing but the agent and the threads is asked for: siblings spend the same 960 responses on fewer prompts."""
+    runs = STUDIES["smollm2"].named()
+    assert [name for name, _ in runs] == [f"addition/{agent}/seed0" for agent in studies.AGENTS]
+    for (_, config), agent in zip(runs, studies.AGENTS, strict=True):
+        assert config == RunConfig(agent=agent, env_id="text/addition", seed=0, text={"threads": 1})
+    of_task = studies.task("text/addition")
+    assert (of_task.total_episodes, of_task.n_evals, of_task.start) == (960, 5, "smollm2")
 
 
 def test_the_sweep_on_text_has_other_seeds_and_a_fifth_of_the_budget() -> None:
