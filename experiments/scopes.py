@@ -40,7 +40,7 @@ def by_scope(runs: Sequence[Run]) -> dict[str, list[Run]]:
             raise ValueError(f"{a.name} and {b.name} are both {b.label} on {b.env_id} with seed {b.seed}")
         if len(ids := sorted({run.env_id for run in here})) > 1:
             raise ValueError(f"the runs below {name or 'the top folder'} must be of one task, got {', '.join(ids)}")
-    return dict(sorted(settings.items(), key=lambda item: (item[1][0].env_id, _by_value(item[0]))))
+    return dict(sorted(settings.items(), key=lambda item: (item[1][0].env_id, by_value(item[0]))))
 
 
 def _twice(runs: Sequence[Run]) -> tuple[Run, Run] | None:
@@ -53,7 +53,7 @@ def _twice(runs: Sequence[Run]) -> tuple[Run, Run] | None:
     return None
 
 
-def _by_value(setting: str) -> list[tuple[bool, float, str]]:
+def by_value(setting: str) -> list[tuple[bool, float, str]]:
     """Sorts numbers by what they are worth: 25/0.4 comes before 100/0.05."""
 
     def key(part: str) -> tuple[bool, float, str]:

@@ -13,12 +13,11 @@ from sppo.experiments import stats
 from sppo.experiments.calibration import metrics
 from sppo.experiments.compact import ENDING
 from sppo.experiments.evidence.findings_figures import draw_dials
-from sppo.experiments.evidence.gains import by_value
 from sppo.experiments.evidence.studies import STUDIES
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import STYLE, draw_reliability, save_figure
 from sppo.experiments.results import SPLITS, Run, area
-from sppo.experiments.scopes import by_setting, setting_of
+from sppo.experiments.scopes import by_setting, by_value, setting_of
 from sppo.experiments.stats import Floats
 from sppo.experiments.summary import bounds, rate, signed
 

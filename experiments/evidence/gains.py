@@ -28,12 +28,6 @@ def _differences(runs: Sequence[Run], agent: str, other: str) -> dict[int, float
     return {seed: areas[agent][seed] - areas[other][seed] for seed in sorted(areas[agent].keys() & areas[other].keys())}
 
 
-def by_value(setting: str) -> tuple[str, str, float]:
-    """Sorts settings named TASK/DIAL/VALUE."""
-    task, dial, value = setting.split("/")
-    return task, dial, float(value)
-
-
 def gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
     """Mean difference of areas over the seeds that both have, with Student's interval, and how many those are."""
     found = _differences(runs, agent, other)
