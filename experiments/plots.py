@@ -93,7 +93,7 @@ def draw_curves(ax: Axes, table: Table, scope: str, x: str, seeds: bool = True, 
         middle, low, high = stats.curve_band(curves, 0, level=table.level)
         ax.plot(grid, middle, color=colour, linewidth=2, linestyle=style_of(table.agents, agent))
         if len(runs) > 1:
-            ax.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
+            ax.fill_between(grid, low, high, color=colour, alpha=min(0.18, 0.6 / len(table.agents)), linewidth=0)
     ax.axhline(table.threshold if threshold is None else threshold, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
     episodes, steps = units(table.env_id(scope))
     labels = {"seconds": "wall-clock time [s]", "cpu_seconds": "processor time [s]"}
@@ -218,7 +218,8 @@ def draw_reliability(ax: Axes, values: Floats, outcomes: Floats) -> None:
         means.append((values[rows].mean(), middle))
         ax.plot([means[-1][0]] * 2, [low, high], color=COLOURS[1], linewidth=1.4)
     ax.plot(*zip(*means, strict=True), "o-", color=COLOURS[1], linewidth=1.4, label="mean of a tenth")
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    ax.margins(x=0.02)  # not [0, 1]: a value fitted by squared error may lie beyond
+    ax.set(ylim=(-0.02, 1.02), aspect="equal")
 
 
 def save_figure(figure: Figure, stem: Path | str) -> list[Path]:

@@ -29,7 +29,7 @@ from sppo.experiments.tasks import short_name
 
 def _by_task(runs: Sequence[Run], image: Path) -> str:
     table = summarize(runs, in_order(runs))
-    save_figure(draw_tasks(table), image)
+    save_figure(draw_tasks(table, root=True), image)
     if table.of(ALL_TASKS):
         save_figure(draw_profiles(table), image.with_name(f"{image.name}-profiles"))
     told = [format_table(table), _gains_table(table)]

@@ -38,7 +38,7 @@ def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figur
                     ax.text(
                         x,
                         y,
-                        f"{signed(c.gain.estimate)}\n{bounds(c.gain, signed)}\nfrom {c.success:.0%}",
+                        f"{signed(c.gain.estimate)}\n{bounds(c.gain, signed)}\nfrom {_percent(c.success)}",
                         ha="center",
                         va="center",
                         fontsize=7,
@@ -56,12 +56,21 @@ def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figur
     return figure
 
 
+def _percent(share: float) -> str:
+    """Without decimals, but where it would be none."""
+    return f"{share:.0%}" if share == 0 or share >= 0.005 else f"{share:.1%}"
+
+
 def draw_tasks(
-    table: Table, xs: Sequence[str] = ("env_steps",), thresholds: Mapping[str, float] | None = None
+    table: Table,
+    xs: Sequence[str] = ("env_steps",),
+    thresholds: Mapping[str, float] | None = None,
+    root: bool = False,
 ) -> Figure:
     """Success over each x, a panel per task, and below them what each agent's area gains over the first's.
 
-    Single runs have no intervals, and no gains are drawn of them. Thresholds by task go before the table's.
+    Single runs have no intervals, and no gains are drawn of them. Thresholds by task go before the table's. The root of
+    x shows what is learned in the first tenth of a budget as well as what is lost at its end.
     """
     env_ids = table.env_ids
     gains = any(row.pairs > 1 for row in table.rows)
@@ -75,6 +84,8 @@ def draw_tasks(
         for column, env_id in enumerate(env_ids):
             for ax, x in zip(axes[:, column], xs, strict=False):
                 draw_curves(ax, table, env_id, x, threshold=(thresholds or {}).get(env_id))
+                if root:
+                    _to_its_root(ax)
             axes[0, column].set_title(short_name(env_id), loc="left", fontsize="medium", fontweight="bold")
             if gains:
                 _draw_gains(axes[-1, column], table, env_id, names=column == 0)
@@ -83,9 +94,18 @@ def draw_tasks(
         title = f"bands and bars: {100 * table.level:g}% bootstrap intervals over n seeds"
         if not any(row.seeds > 1 for row in table.rows):
             title = "n = 1: one run of each, no intervals"
+        title += "; steps to the square root" if root else ""
         legend = {**legend_of(table, fullest(table, env_ids)), "ncols": 4 if len(env_ids) < 5 else 7}
         figure.legend(**legend, loc="outside upper center", title=title)
     return figure
+
+
+def _to_its_root(ax: Axes) -> None:
+    """Draws x as its square root, at which fewer labels have room."""
+    formatter = ax.xaxis.get_major_formatter()
+    ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0.0)), np.square))
+    ax.xaxis.set_major_formatter(formatter)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def _draw_gains(ax: Axes, table: Table, env_id: str, names: bool) -> None:
