@@ -17,7 +17,7 @@ def check_critic(agent: Agent) -> None:
         if agent.critic_sees is None or c.shared_network:
             whose = "the policy's layers" if c.shared_network else "none"
             raise ValueError(f"critic_width needs a critic with layers of its own, and {name} has {whose}")
-        if not hasattr(agent.sampler, "shared_critic"):
+        if not hasattr(agent.policy, "net_arch"):
             raise ValueError(f"critic_width is of control: critics of {type(agent.sampler).__name__} are models apart")
     if not c.shared_network:
         if c.vf_coef != AgentConfig.vf_coef:
@@ -29,7 +29,7 @@ def check_critic(agent: Agent) -> None:
     if agent.critic_sees is None:
         raise ValueError(f"shared_network needs a critic, and {name} has none")
     if not hasattr(agent.sampler, "shared_critic"):
-        raise ValueError(f"shared_network is of control: critics of {type(agent.sampler).__name__} are models apart")
+        raise ValueError(f"shared_network needs a shared_critic, and {type(agent.sampler).__name__} has none")
     if c.critic_n_epochs is not None:
         raise ValueError(
             f"critic_n_epochs needs a critic that learns by itself, and {name} has the policy's layers "

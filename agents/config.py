@@ -43,8 +43,9 @@ class AgentConfig:
         importance_sampling: where actions were drawn from a copy of the policy that rounds differently, weigh steps by
             the ratio of their probabilities: of each "token" or of the whole "sequence"; None: as if from the policy.
         importance_cap: the largest such weight.
-        shared_network: the critic is a head behind the policy's hidden layers, and both learn from the policy's loss +
-            vf_coef x the critic's, with the policy's learning rate and passes; `critic_learning_rate` is not read.
+        shared_network: the critic is a head behind the policy's hidden layers (a language model's last one), and both
+            learn from the policy's loss + vf_coef x the critic's, with the policy's learning rate and passes;
+            `critic_learning_rate` is not read.
         vf_coef: see there.
         reward_noise: chance of an outcome of 0 or 1 to be seen flipped; evaluation sees the truth.
         critic_width: units of each of the critic's hidden layers, where they differ from the policy's.

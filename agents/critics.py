@@ -59,16 +59,13 @@ class _Own(MLP):
         return self.forward(observations).squeeze(0)
 
 
-class _Shared:
+class Shared:
     """Its weights are the policy's, which learns them and is saved with them."""
 
-    def __init__(self, policy: MLP, *, value_loss: ValueLossName) -> None:
+    def __init__(self, policy: Any, *, value_loss: ValueLossName) -> None:
         self.policy, self.value_loss = policy, known_value_loss(value_loss)
 
-    def head(self, observations: Tensor) -> Tensor:
-        return self.policy.value_head(observations)
-
-    def of(self, policy: MLP) -> _Shared:
+    def of(self, policy: Any) -> Shared:
         """The same, of another policy with such a head: of several stacked."""
         return type(self)(policy, value_loss=self.value_loss)
 
@@ -76,6 +73,12 @@ class _Shared:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class _Behind(Shared):
+    def head(self, observations: Tensor) -> Tensor:
+        values: Tensor = self.policy.value_head(observations)
+        return values
 
 
 class StepCritic(_Own, _OfSteps):
@@ -86,9 +89,9 @@ class StartCritic(_Own, _OfStart):
     """V(s_0): reads the start state alone."""
 
 
-class SharedStepCritic(_Shared, _OfSteps):
+class SharedStepCritic(_Behind, _OfSteps):
     """V(s_t) behind the policy's hidden layers."""
 
 
-class SharedStartCritic(_Shared, _OfStart):
+class SharedStartCritic(_Behind, _OfStart):
     """V(s_0) behind the policy's hidden layers."""

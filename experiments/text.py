@@ -66,7 +66,10 @@ def resolve(config: RunConfig) -> RunConfig:
     size = started()
     check_started(config.text.get("ranks", size))
     each = max(1, (os.cpu_count() or 1) // started_here())
-    text = make(TextConfig, {"threads": each, **about.text, **config.text, "ranks": size})
+    settings, of_task = agent_settings(config), dict(about.text)
+    if settings["shared_network"]:
+        of_task.pop("critic_layers", None)  # of a critic of its own
+    text = make(TextConfig, {"threads": each, **of_task, **config.text, "ranks": size})
     env_kwargs = {**about.env_kwargs, **config.env_kwargs}
     training_task(dataclasses.replace(config, env_kwargs=env_kwargs))
     start = about.start if config.start == "auto" else config.start
@@ -77,13 +80,26 @@ def resolve(config: RunConfig) -> RunConfig:
         find_model(text.critic)
     if text.eval_task is not None:
         make_task(text.eval_task)
+    if settings["shared_network"]:
+        _check_shared(text)
     return dataclasses.replace(
         config,
-        settings=agent_settings(config),
+        settings=settings,
         text=dataclasses.asdict(text),
         start=str(Path(start).resolve()) if start not in model_names() and Path(start).exists() else start,
         env_kwargs=env_kwargs,
     )
+
+
+def _check_shared(text: TextConfig) -> None:
+    """Raise ValueError for a critic of its own beside a shared_network, or a network that could not be shared."""
+    alone = {"critic": "policy", "critic_layers": None, "critic_kind": "full", "lora_rank": None, "ranks": None}
+    for name, value in alone.items():
+        if (got := getattr(text, name)) != value:
+            raise ValueError(
+                f"in a shared_network the critic is a head behind all of the policy's layers, on one process: {name} "
+                f"must be {json.dumps(value)}, got {got}"
+            )
 
 
 def check(configs: Sequence[RunConfig]) -> None:

@@ -44,7 +44,7 @@ def memory_plan(config: RunConfig, on_gpu: bool | None = None) -> Plan:
     value_rows = -(-n // size)
     if text.ranks and settings["microbatch_size"]:
         value_rows = min(value_rows, -(-settings["microbatch_size"] // size))
-    sees = AGENTS[config.agent].critic_sees
+    sees = None if settings["shared_network"] else AGENTS[config.agent].critic_sees
     rows = _rows(settings, settings["batch_size"], prompt + text.max_completion_length)
     critic_rows = rows if sees == "steps" else _rows(settings, None, prompt + 1)
     gpu = torch.cuda.is_available() if on_gpu is None else on_gpu

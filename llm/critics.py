@@ -1,27 +1,42 @@
-"""Transformers with a scalar head as critics."""
+"""Transformers with a scalar head as critics: of every prefix or of the prompt alone, each a model of its own or the
+policy's."""
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sppo.agents.batch import Choices
-from sppo.agents.losses import ValueLossName, from_units_of_return, in_units_of_return, value_loss
+from sppo.agents.critics import Shared
+from sppo.agents.losses import (
+    ValueLossName,
+    from_units_of_return,
+    in_units_of_return,
+    known_value_loss,
+    value_loss,
+)
 from sppo.llm.passes import a_pass, device_of
 from sppo.llm.policy import hidden_states, sequences
 
 
-class _TextCritic(nn.Module):
-    memoryless = False
+def new_head(base: Any) -> nn.Linear:
+    """A head that predicts 0, on the device of its body."""
+    head = nn.Linear(base.config.hidden_size, 1, device=device_of(base))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
-    def __init__(self, base: Any, *, value_loss: ValueLossName) -> None:
-        super().__init__()
-        self.base, self.value_loss = base, value_loss
-        self.head = nn.Linear(base.config.hidden_size, 1, device=device_of(base))
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+
+class _OfText(ABC):
+    """A body that reads tokens, and a head behind its last layer."""
+
+    memoryless = False
+    base: Any
+    head: Any
+    value_loss: ValueLossName
 
     @property
     def device(self) -> torch.device:
@@ -38,12 +53,11 @@ class _TextCritic(nn.Module):
             self.head.bias.fill_(from_units_of_return(value, self.value_loss))
 
     def _score(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden).squeeze(-1).float()
+        score: Tensor = self.head(hidden).squeeze(-1).float()
+        return score
 
 
-class TextStartCritic(_TextCritic):
-    """V(s_0): a transformer that reads the prompt alone, with a scalar head at its last token."""
-
+class _OfStart(_OfText):
     def reads(self, traj: Choices) -> Tensor:
         lengths: Tensor = traj.inputs.lengths
         return lengths
@@ -66,9 +80,7 @@ class TextStartCritic(_TextCritic):
         return self._score(states[torch.arange(len(ids), device=ids.device), lengths - 1 - shared])
 
 
-class TextStepCritic(_TextCritic):
-    """V(s_t) of every prefix."""
-
+class _OfSteps(_OfText):
     @torch.no_grad()
     @a_pass
     def values(self, traj: Choices) -> Tensor:
@@ -86,3 +98,38 @@ class TextStepCritic(_TextCritic):
         scores = self._score(states)  # (B, L - shared)
         at = lengths[:, None] - 1 - shared + torch.arange(n, device=scores.device)
         return scores.gather(1, at.clamp(max=scores.shape[1] - 1))
+
+
+class _Own(nn.Module):
+    def __init__(self, base: Any, *, value_loss: ValueLossName) -> None:
+        super().__init__()
+        self.base, self.value_loss = base, known_value_loss(value_loss)
+        self.head = new_head(base)
+
+
+class _Shared(Shared):
+    """Its body and its head are the policy's."""
+
+    @property
+    def base(self) -> Any:
+        return self.policy.base
+
+    @property
+    def head(self) -> Any:
+        return self.policy.value_head
+
+
+class TextStartCritic(_OfStart, _Own):
+    """V(s_0): a transformer that reads the prompt alone, with a scalar head at its last token."""
+
+
+class TextStepCritic(_OfSteps, _Own):
+    """V(s_t) of every prefix."""
+
+
+class SharedTextStartCritic(_Shared, _OfStart):
+    """V(s_0) behind the policy's last layer."""
+
+
+class SharedTextStepCritic(_Shared, _OfSteps):
+    """V(s_t) behind the policy's last layer."""

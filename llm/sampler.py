@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from sppo.agents.batch import Rows, Trajectories
 from sppo.agents.losses import ValueLossName
 from sppo.agents.protocols import Snapshot
-from sppo.llm.critics import TextStartCritic, TextStepCritic
+from sppo.llm.critics import SharedTextStartCritic, SharedTextStepCritic, TextStartCritic, TextStepCritic, new_head
 from sppo.llm.engine import Completion, Engine
 from sppo.llm.policy import Prefixes, TextPolicy, critic_base
 from sppo.llm.tokenizer import encode_prompt
@@ -128,6 +128,12 @@ class TextSampler:
     def start_critic(self, value_loss: ValueLossName) -> TextStartCritic:
         """A new critic of the prompt alone."""
         return TextStartCritic(self._critic(), value_loss=value_loss)
+
+    def shared_critic(self, sees: Literal["start", "steps"], value_loss: ValueLossName) -> Any:
+        """A critic of the one or the other behind the policy's last layer, which is given a head for it."""
+        self.policy.value_head = new_head(self.policy.base)
+        kind = {"start": SharedTextStartCritic, "steps": SharedTextStepCritic}[sees]
+        return kind(self.policy, value_loss=value_loss)
 
     def rollout(
         self,

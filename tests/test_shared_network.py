@@ -166,8 +166,3 @@ def test_who_cannot_share() -> None:
     for kind in (PPO, GRPO):
         with pytest.raises(ValueError, match=rf"in a shared_network, and {kind.__name__} has none: .* 0\.5, got 1"):
             kind(chain(), vf_coef=1.0, **SMALL)
-    pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
-    from fake_text import toy_sampler
-
-    with pytest.raises(ValueError, match="shared_network is of control: critics of TextSampler are models apart"):
-        SPPO(toy_sampler(), shared_network=True)

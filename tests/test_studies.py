@@ -127,7 +127,7 @@ def test_every_agent_of_a_study_exists() -> None:
     assert set(studies.AGENTS) <= set(AGENTS)
 
 
-@pytest.mark.parametrize(("name", "made"), [("dials", 360), ("text-dials", 72)])
+@pytest.mark.parametrize(("name", "made"), [("dials", 360), ("text-dials", 78)])
 def test_the_run_that_dials_share_is_made_once(name: str, made: int) -> None:
     """Values but for the own one of each dial, and the base: 2 + 2 + 3 + 2 + 2 + 1 + 1 on CartPole and the walk,
     2 + 2 + 3 + 2 + 1 on MountainCar, each by two agents and five seeds; 2 + 3 + 2 + 2 + 2 + 1 on text, three seeds."""

@@ -48,7 +48,8 @@ def text_rates() -> Iterator[Named]:
 
 def text_dials() -> Iterator[Named]:
     """The budget is a multiple of every batch. Chains of 4 terms, of 3 to 6 and of 2 to 7 are about as hard on the
-    whole: what is turned is how much prompts differ."""
+    whole: what is turned is how much prompts differ. A shared network learns at the policy's rate, 1e-4, and has all
+    of its layers."""
     base = RunConfig(env_id=ARITHMETIC, total_episodes=4_096, n_evals=8)
     fewest, most = task(ARITHMETIC).env_kwargs["terms"]
     terms = {0: [4, 4], 3: [3, 6], most - fewest: None}
@@ -57,6 +58,7 @@ def text_dials() -> Iterator[Named]:
         "critic learning rate": of_setting("critic_learning_rate", 1e-3, (1e-4, 3e-4, 1e-3, 1e-2)),
         "critic warm-up": of_setting("critic_warmup", 0, (0, 5, 15)),
         "reward noise": of_setting("reward_noise", 0, (0, 0.1, 0.3)),
+        "shared network": of_setting("shared_network", False, (False, True)),
         "spread of terms": {x: {"env_kwargs": {"terms": ends}} if ends else {} for x, ends in terms.items()},
     }
     return one_at_a_time(base, dials, TEXT_SEEDS)

@@ -1,0 +1,103 @@
+"""A critic behind a language model's last layer: what learns from what, and what it cannot go with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
+
+from fake_text import toy_sampler
+
+from sppo.agents import PPO, PPOBCE, SPPO
+from sppo.experiments.config import RunConfig
+from sppo.experiments.domains import resolve
+from sppo.experiments.text_memory import memory_plan
+
+KINDS = [PPO, PPOBCE, SPPO]
+SMALL: dict[str, Any] = {"episodes_per_update": 16, "n_epochs": 2, "n_minibatches": 2, "learning_rate": 3e-3}
+ONE_STEP: dict[str, Any] = SMALL | {"n_epochs": 1, "n_minibatches": 1}
+
+
+def shared(kind: Any, **settings: Any) -> Any:
+    return kind(toy_sampler(), shared_network=True, **SMALL | settings)
+
+
+def experience_of(agent: Any) -> Any:
+    return agent.credit(agent.sampler.rollout(agent.sampler.starts(16)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_weight_the_policy_learns_as_with_two_networks(kind: Any) -> None:
+    """With credit that no critic has a say in, and one minibatch, whose order does not matter."""
+    agents = [shared(kind, vf_coef=0.0, **ONE_STEP), kind(toy_sampler(), **ONE_STEP)]
+    for agent in agents:
+        experience = experience_of(agent)
+        outcomes = experience.traj.outcomes[:, None] * experience.traj.valid
+        agent.update(replace(experience, advantages=outcomes))
+    models = [agent.policy.model.state_dict() for agent in agents]
+    for name, weight in models[0].items():
+        torch.testing.assert_close(weight, models[1][name], atol=1e-6, rtol=0)
+
+
+def test_the_joint_gradient_is_the_sum_of_both() -> None:
+    """Of one minibatch: that of the policy's loss and 0.3 times that of the mean cross-entropy at the 16 prompts."""
+    agent = shared(SPPO, vf_coef=0.3, **ONE_STEP | {"learning_rate": 1e-12, "max_grad_norm": 1e9})
+    torch.nn.init.normal_(agent.policy.value_head.weight, generator=torch.Generator().manual_seed(0))
+    experience = experience_of(agent)
+    agent.update(experience)
+    joint = agent.learner.grad.clone()
+    agent.learner.zero_grad()
+    policy = agent.policy_experience(experience)
+    (agent.policy_loss(agent.policy)(policy)[0].sum() / policy.share.sum()).backward()
+    ids = experience.traj.inputs.ids
+    logits = []
+    for row, length in zip(ids, experience.traj.inputs.lengths.tolist(), strict=True):  # a prompt at a time
+        hidden = agent.policy.base(input_ids=row[None, :length]).last_hidden_state[0, -1]
+        logits.append(agent.policy.value_head(hidden))
+    values = torch.nn.functional.binary_cross_entropy_with_logits(torch.cat(logits), experience.value_targets[:, 0])
+    (0.3 * values).backward()
+    torch.testing.assert_close(joint, agent.learner.grad, atol=1e-5, rtol=1e-3)
+    assert float(joint.norm()) > 1e-2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_values_and_goes_on_bit_for_bit(kind: Any, tmp_path: Path) -> None:
+    agent = shared(kind)
+    losses = [agent.train_once()["train/value_loss"] for _ in range(30)]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    agent.save(tmp_path)
+    loaded = kind.load(tmp_path, toy_sampler())
+    for one in (agent, loaded):
+        one.train_once()
+    assert torch.equal(agent.learner.flat, loaded.learner.flat)
+
+
+def test_it_begins_where_it_is_told_and_is_no_part_of_the_model(tmp_path: Path) -> None:
+    for kind in KINDS:
+        agent = shared(kind)
+        agent.critic.start_at(0.3)
+        traj = agent.sampler.rollout(agent.sampler.starts(4))
+        torch.testing.assert_close(agent.predicted(traj), torch.full((4,), 0.3))
+    agent.policy.save_pretrained(tmp_path)
+    assert not any("value" in name for name in agent.policy.model.state_dict())
+
+
+def config(**more: Any) -> RunConfig:
+    return resolve(RunConfig(env_id="text/arithmetic", settings={"shared_network": True}, **more))
+
+
+def test_a_run_needs_no_second_model() -> None:
+    assert config().text["critic_layers"] is None, "of the task's critic of its own"
+    two = resolve(RunConfig(env_id="text/arithmetic"))
+    assert "critic" not in memory_plan(config()).held and "critic" in memory_plan(two).held
+
+
+@pytest.mark.parametrize(("name", "value"), [("critic_layers", 2), ("critic_kind", "head"), ("lora_rank", 4)])
+def test_what_would_need_one_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"in a shared_network the critic is .*: {name} must be .*, got {value}"):
+        config(text={name: value})
