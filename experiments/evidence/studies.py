@@ -21,8 +21,8 @@ from sppo.experiments.results import Run, area
 from sppo.experiments.tasks import TASKS, TEXT, short_name, task
 from sppo.llm.tasks.names import unknown
 
-MAPPED = ("ppo", "sppo", "reinforce")
-"""Of the maps over control tasks: a critic of every step, one of the start, none."""
+MAPPED = ("ppo", "ppo-bce", "sppo", "reinforce")
+"""Of the maps over control tasks: a critic of every step, by either loss, one of the start, none."""
 SEEDS = range(5)
 SWEEP_SEEDS = range(5, 8)
 """Of the learning-rate sweep: other seeds and other start policies than those of the figure."""
