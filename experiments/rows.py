@@ -41,7 +41,7 @@ class Row:
 class Robust:
     """Interquartile means with bootstrap intervals, paired where two agents ran with the same seeds."""
 
-    rng: np.random.Generator
+    seed: int
     level: float
 
     def row(self, scope: str, agent: str, seeds: Seeds, first: Seeds | None) -> Row:
@@ -63,12 +63,12 @@ class Robust:
             pairs=min(len(mine), len(others)),
             final_gain=self._gain(mine[:, 0], others[:, 0], paired),
             auc_gain=self._gain(mine[:, 1], others[:, 1], paired),
-            improvement=stats.probability_of_improvement(mine[:, 1], others[:, 1], self.rng, level=self.level),
+            improvement=stats.probability_of_improvement(mine[:, 1], others[:, 1], self.seed, level=self.level),
             paired=paired,
         )
 
     def _interval(self, scores: Floats) -> Interval:
-        return stats.bootstrap_interval(scores, self.rng, level=self.level)
+        return stats.bootstrap_interval(scores, self.seed, level=self.level)
 
     def _matched(self, mine: Seeds, others: Seeds) -> tuple[Floats, Floats, bool] | None:
         """Scores of both, and whether their rows are of the same seeds; None where there is nothing to compare."""
@@ -78,7 +78,7 @@ class Robust:
 
     def _gain(self, mine: Floats, others: Floats, paired: bool) -> Interval:
         gap = stats.paired_difference if paired else stats.difference
-        return gap(mine, others, self.rng, level=self.level)
+        return gap(mine, others, self.seed, level=self.level)
 
 
 class Plain(Robust):

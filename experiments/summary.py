@@ -106,7 +106,7 @@ def summarize(
     *,
     threshold: float = 0.9,
     level: float = 0.95,
-    rng: np.random.Generator | int = 0,
+    seed: int = 0,
 ) -> Table:
     """Sum up runs: a row per scope and agent, and per agent over all scopes where each ran in each.
 
@@ -120,7 +120,7 @@ def summarize(
         agents: which agents; the first is the one the others are measured against, where it ran. None: all, PPO first.
         threshold: success rate whose first crossing is reported.
         level: coverage of the intervals.
-        rng: generator of the bootstrap, or its seed.
+        seed: of each interval's bootstrap, so that an interval depends on its runs alone, not on those beside them.
     Raises:
         ValueError: as `runs_of` and `by_scope`; an agent without a finished run.
     """
@@ -140,8 +140,7 @@ def summarize(
         level=level,
         unfinished=unfinished,
     )
-    generator = np.random.default_rng(rng)
-    sums = (Plain if table.of_settings else Robust)(rng=generator, level=level)
+    sums = (Plain if table.of_settings else Robust)(seed=seed, level=level)
     scores: dict[tuple[str, str], Seeds] = {}
     for scope, budget in budgets.items():
         if budget <= 0:
@@ -161,8 +160,8 @@ def summarize(
                 replace(
                     row,
                     reached=sum(map(math.isfinite, hits["episodes"])),
-                    episodes_to=stats.bootstrap_interval(hits["episodes"], generator, level=level),
-                    env_steps_to=stats.bootstrap_interval(hits["env_steps"], generator, level=level),
+                    episodes_to=stats.bootstrap_interval(hits["episodes"], seed, level=level),
+                    env_steps_to=stats.bootstrap_interval(hits["env_steps"], seed, level=level),
                     seconds=stats.interquartile_mean([run.seconds for run in mine]),
                 )
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,9 @@ import numpy as np
 import pytest
 from level_runs import level
 
-from sppo.experiments.evidence.findings import at_best_rates, redraw
+from sppo.experiments.evidence.findings import redraw, whole_tasks
 from sppo.experiments.evidence.findings_figures import draw_dials, draw_map, draw_tasks
 from sppo.experiments.evidence.gains import cells, gain, horizon_slope, pooled_gain
-from sppo.experiments.evidence.studies import best_rates
 from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.text_findings import ratio_of_medians, seconds_to, told_ratio
 from sppo.experiments.packed import pack
@@ -105,16 +105,13 @@ def test_seconds_to_a_threshold_are_those_of_the_first_evaluation_above_it() -> 
     assert math.isinf(seconds_to(level("1/1/ppo/seed0", 0.4, 0.1), 0.5))
 
 
-def test_what_never_reaches_a_threshold_has_no_ratio(tmp_path: Path) -> None:
+def test_single_seeds_have_times_and_no_ratios(tmp_path: Path) -> None:
     """SPPO is at one half after five seconds, PPO never, the tracker before it has learned."""
     runs = [level("Chain/sppo/seed0", 0.7, 0.1), level("Chain/ppo/seed0", 0.4, 0.1), level("Chain/tracker/seed0", 0.7)]
     pack(runs, tmp_path / "text.json.gz")
     told = redraw(tmp_path, tmp_path / "images").split("Processor seconds")[1].splitlines()
-    assert [line.split()[2:] for line in told[1:4]] == [
-        ["never", "-"],
-        ["5", "s", "x", "1.00"],
-        ["0", "s", "x", "0.00"],
-    ]
+    times = [line.partition("N = 1")[2].split() for line in told[1:4]]
+    assert times == [["never"], ["5", "s"], ["0", "s"]], "and one seed has no interval"
 
 
 def test_ratios_of_medians_pair_their_seeds() -> None:
@@ -159,16 +156,17 @@ def text_run(name: str, height: float, **settings: Any) -> Run:
     return replace(run, config={**run.config, "settings": settings})
 
 
-def test_what_siblings_cost_is_told_as_a_ratio_over_seeds(tmp_path: Path) -> None:
+def test_times_are_told_over_sppos_with_intervals(tmp_path: Path) -> None:
     """Both at one half after five seconds; RLOO never."""
     runs = [text_run(f"arithmetic/sppo/seed{seed}", 0.7) for seed in range(3)]
     runs += [text_run(f"arithmetic/grpo/seed{seed}", 0.7, num_generations=8) for seed in range(2)]
     runs += [text_run(f"arithmetic/rloo/seed{seed}", 0.3, num_generations=4) for seed in range(3)]
     pack(runs, tmp_path / "text.json.gz")
-    told = [line.strip() for line in redraw(tmp_path, tmp_path / "images").splitlines() if " over sppo with " in line]
+    told = [" ".join(line.split()) for line in redraw(tmp_path, tmp_path / "images").splitlines() if " N = " in line]
     assert told == [
-        "arithmetic: grpo with N = 8 over sppo with N = 1  x 1.00 [1.00, 1.00]  n = 2",
-        "arithmetic: rloo with N = 4 over sppo with N = 1  x never [never, never]  n = 3",
+        "arithmetic sppo N = 1 5 s",
+        "arithmetic grpo N = 8 5 s x 1.00 [1.00, 1.00] n = 2",
+        "arithmetic rloo N = 4 never x never [never, never] n = 3",
     ]
 
 
@@ -237,36 +235,25 @@ def at(rate: float, name: str, height: float, **about: Any) -> Run:
     return replace(run, config={**run.config, "settings": {"learning_rate": rate}})
 
 
-def swept(latest: Sequence[str]) -> list[Run]:
-    """SPPO is better at 1e-3, the others at the common rate; those that have got to 3e-3 are best there."""
-    runs = [at(3e-3, f"0.003/Chain/{agent}/seed5", 0.9) for agent in latest]
-    for agent in AGENTS:
-        slow, fast = (0.4, 0.6) if agent == "sppo" else (0.6, 0.4)
-        runs += [at(3e-4, f"0.0003/Chain/{agent}/seed5", slow), at(1e-3, f"0.001/Chain/{agent}/seed5", fast)]
-    return runs
+def tuned_runs(seeds: Sequence[int]) -> list[Run]:
+    """SPPO's .8 at 1e-3, over the .5 of all others at the common rate."""
+    made = {agent: (1e-3, 0.8) if agent == "sppo" else (3e-4, 0.5) for agent in AGENTS}
+    return [
+        at(rate, f"{rate:g}/Chain/{agent}/seed{seed}", height)
+        for agent, (rate, height) in made.items()
+        for seed in seeds
+    ]
 
 
-def test_tuned_runs_take_the_place_of_those_at_the_common_rate(tmp_path: Path) -> None:
-    """SPPO's .6 becomes .8, over PPO's .5; a run at a rate that is not the best any more counts for nothing."""
-    pack(swept(AGENTS[:3]), tmp_path / "rates.json.gz")
-    common = [level(f"Chain/{agent}/seed0", 0.6 if agent == "sppo" else 0.5) for agent in AGENTS]
-    pack([*common, level("Cart/ppo/seed0", 0.4, env_id="sppo/NotSwept-v0")], tmp_path / "figure.json.gz")
-    pack(
-        [at(1e-3, "0.001/Chain/sppo/seed0", 0.8), at(1e-4, "0.0001/Chain/sppo/seed0", 0.9)], tmp_path / "tuned.json.gz"
-    )
-    _, tuned = redraw(tmp_path, tmp_path / "images").split("At each agent's best learning rate, on what was swept: ")
-    assert tuned.startswith("SparseChain-v0\n") and "NotSwept" not in tuned
-    (line,) = [line for line in tuned.splitlines() if line.startswith("  sppo ")]
-    assert line.split()[1] == "+0.300"
+def test_tuned_runs_are_told_with_their_rates(tmp_path: Path) -> None:
+    pack(tuned_runs(range(5)), tmp_path / "tuned.json.gz")
+    told = redraw(tmp_path, tmp_path / "images")
+    assert re.search(r"SparseChain-v0 +ppo 0.0003  sppo 0.001  ppo-bce 0.0003", told)
+    robust, plain = (line.split()[1:] for line in told.splitlines() if line.startswith("  sppo "))
+    assert robust == plain == ["+0.300", "[+0.300,", "+0.300]"]
 
 
 def test_a_task_is_tuned_whole_or_not_at_all() -> None:
-    """SPPO's second seed is still to be made anew."""
-    figure = [level(f"Chain/{agent}/seed{seed}", 0.5) for agent in AGENTS for seed in range(2)]
-    best = best_rates(swept(AGENTS))
-    assert best == {("sppo/SparseChain-v0", agent): 3e-3 for agent in AGENTS}
-    best = best_rates(swept(AGENTS[:3]))
-    anew = [at(1e-3, f"0.001/Chain/sppo/seed{seed}", 0.8) for seed in range(2)]
-    assert at_best_rates(figure, anew[:1], best) == []
-    assert len(at_best_rates(figure, anew, best)) == 2 * len(AGENTS)
-    assert at_best_rates(figure, anew, {}) == []
+    """One run is still to be made."""
+    runs = tuned_runs(range(5))
+    assert whole_tasks(runs) == runs and whole_tasks(runs[1:]) == []

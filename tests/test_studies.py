@@ -112,15 +112,16 @@ def test_a_task_of_which_one_rate_is_complete_is_not_swept() -> None:
     assert best_rates(sweep(heights(grpo={1e-4: [0.5]}))) == {}
 
 
-def test_the_tuned_figure_repeats_runs_whose_best_rate_is_another(
+def test_the_tuned_figure_repeats_swept_tasks_at_each_agents_best_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studies, "RESULTS", tmp_path)
     pack(sweep(heights(sppo={1e-4: [0.7, 0.7]})), tmp_path / "rates.json.gz")
     (ppo, *_), tuned = (list(STUDIES[name].runs()) for name in ("figure", "tuned"))
-    assert [name for name, _ in tuned] == [f"0.0001/PrecisionCartPole-v0/sppo/seed{seed}" for seed in range(5)]
-    assert tuned[0][1].settings == {"learning_rate": 1e-4}
-    assert replace(tuned[0][1], agent="ppo", settings={}) == ppo[1]
+    assert {config.env_id for _, config in tuned} == {CARTPOLE} and len(tuned) == 5 * len(studies.AGENTS)
+    rates = {name.split("/")[2]: (name.split("/")[0], config.settings) for name, config in tuned}
+    assert rates["sppo"] == ("0.0001", {"learning_rate": 1e-4}) and rates["grpo"] == ("0.0003", {"learning_rate": 3e-4})
+    assert replace(tuned[0][1], settings={}) == ppo[1]
 
 
 def test_every_agent_of_a_study_exists() -> None:
@@ -130,7 +131,8 @@ def test_every_agent_of_a_study_exists() -> None:
 @pytest.mark.parametrize(("name", "made"), [("dials", 360), ("text-dials", 78)])
 def test_the_run_that_dials_share_is_made_once(name: str, made: int) -> None:
     """Values but for the own one of each dial, and the base: 2 + 2 + 3 + 2 + 2 + 1 + 1 on CartPole and the walk,
-    2 + 2 + 3 + 2 + 1 on MountainCar, each by two agents and five seeds; 2 + 3 + 2 + 2 + 2 + 1 on text, three seeds."""
+    2 + 2 + 3 + 2 + 1 on MountainCar, each by two agents and five seeds; on text 2 + 3 + 2 + 2 + 2 + 1 + 1,
+    three seeds."""
     listed, named = list(STUDIES[name].runs()), STUDIES[name].named()
     assert len(named) == made
     assert all(run in listed for run in named), "under one of its names"

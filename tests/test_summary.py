@@ -245,3 +245,9 @@ def test_a_setting_of_two_tasks_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "b", "ppo", 0)
     with pytest.raises(ValueError, match=r"below a must be of one task, got sppo/Hopper-v0, sppo/PrecisionCartPole-v0"):
         summarize(tmp_path)
+
+
+def test_an_interval_depends_on_its_own_runs_alone(two_agents: Path) -> None:
+    """Whoever else is in the table, and in which order."""
+    alone, after = summarize(two_agents, ["sppo"]), summarize(two_agents, ["ppo", "sppo"])
+    assert alone.rows[0].final == after.rows[1].final and alone.rows[0].auc == after.rows[1].auc

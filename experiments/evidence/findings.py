@@ -15,7 +15,7 @@ from sppo.experiments.evidence.findings_figures import (
     draw_profiles,
     draw_tasks,
 )
-from sppo.experiments.evidence.gains import Cell, cells, gain, horizon_slope, pooled_gain
+from sppo.experiments.evidence.gains import Cell, cells, gain, gains_table, horizon_slope, pooled_gain
 from sppo.experiments.evidence.studies import SEEDS, STUDIES, best_rates, rate_of
 from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.text_findings import THRESHOLD, THRESHOLDS, in_order, told_by_task, told_of_single_runs
@@ -23,7 +23,7 @@ from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
 from sppo.experiments.scopes import by_setting, by_value
-from sppo.experiments.summary import ALL_TASKS, Table, bounds, format_table, signed, summarize
+from sppo.experiments.summary import ALL_TASKS, bounds, format_table, signed, summarize
 from sppo.experiments.tasks import short_name
 
 
@@ -32,9 +32,9 @@ def _by_task(runs: Sequence[Run], image: Path) -> str:
     save_figure(draw_tasks(table, root=True), image)
     if table.of(ALL_TASKS):
         save_figure(draw_profiles(table), image.with_name(f"{image.name}-profiles"))
-    told = [format_table(table), _gains_table(table)]
+    told = [format_table(table), gains_table(table)]
     if "sppo" in table.agents:
-        told.append(_gains_table(summarize(runs, ["sppo", *(agent for agent in table.agents if agent != "sppo")])))
+        told.append(gains_table(summarize(runs, ["sppo", *(agent for agent in table.agents if agent != "sppo")])))
     return "\n\n".join(told)
 
 
@@ -44,40 +44,24 @@ def _figure(runs: Path, images: Path) -> str:
 
 def _tuned(runs: Path, images: Path) -> str:
     """The figure with each agent at its best rate of the sweep, on the tasks where all of its runs are there."""
-    files = [runs.with_name(f"{name}{ENDING}") for name in ("rates", "figure")]
-    rates, figure = (unpack(file) if file.exists() else [] for file in files)
-    found = at_best_rates(figure, unpack(runs), best_rates(rates))
+    found = whole_tasks(unpack(runs))
     if not found:
         return ""
-    tasks = ", ".join(short_name(env_id) for env_id in sorted({run.env_id for run in found}))
-    return f"At each agent's best learning rate, on what was swept: {tasks}\n{_by_task(found, images / 'tuned')}"
+    lines = ["Learning rate of each agent, its best of the sweep"]
+    for env_id in sorted({run.env_id for run in found}):
+        rates = {run.label: f"{rate_of(run):g}" for run in found if run.env_id == env_id}
+        lines.append(f"  {short_name(env_id):22}" + "  ".join(f"{agent} {rates[agent]}" for agent in AGENTS))
+    return "\n".join(lines) + f"\n\n{_by_task(found, images / 'tuned')}"
 
 
-def at_best_rates(figure: Sequence[Run], anew: Sequence[Run], best: dict[tuple[str, str], float]) -> list[Run]:
-    """Of each task in `best` every agent's runs at its rate, from the figure or made anew.
-
-    A task is left out where an agent lacks a seed that the figure has there: some would be tuned, and others not.
-    """
+def whole_tasks(runs: Sequence[Run]) -> list[Run]:
+    """Those on tasks where every agent has all of the figure's seeds: elsewhere some would be tuned, and others not."""
     chosen: list[Run] = []
-    at_best = [run for run in (*figure, *anew) if rate_of(run) == best.get((run.env_id, run.label))]
-    for env_id in sorted({env_id for env_id, _ in best}):
-        seeds = {run.seed for run in figure if run.env_id == env_id}
-        here = [run for run in at_best if run.env_id == env_id]
-        if all({run.seed for run in here if run.label == agent} == seeds for agent in AGENTS):
+    for env_id in sorted({run.env_id for run in runs}):
+        here = [run for run in runs if run.env_id == env_id]
+        if all({run.seed for run in here if run.label == agent} == {*SEEDS} for agent in AGENTS):
             chosen += here
     return chosen
-
-
-def _gains_table(table: Table) -> str:
-    """What `draw_tasks` draws below."""
-    first, *others = table.agents
-    scopes = [*table.env_ids, *([ALL_TASKS] if table.of(ALL_TASKS) else [])]
-    lines = [f"area gained over {first}  " + "".join(f"{short_name(scope):26}" for scope in scopes).rstrip()]
-    for agent in others:
-        gains = {scope: row.auc_gain for scope in scopes for row in table.of(scope) if row.agent == agent}
-        found = [f"{signed(g.estimate)} {bounds(g, signed)}" if (g := gains.get(s)) else "-" for s in scopes]
-        lines.append(f"  {agent:20}  " + "".join(f"{told:26}" for told in found).rstrip())
-    return "\n".join(lines)
 
 
 def _text(runs: Path, images: Path) -> str:
@@ -100,10 +84,17 @@ def _drawn_text(runs: Path, images: Path) -> list[Run]:
 def _dials(runs: Path, images: Path) -> str:
     loaded = unpack(runs)
     save_figure(draw_dials(loaded), images / runs.name.removesuffix(ENDING))
-    lines = ["Area under the curve, sppo - ppo, as one thing varies, [95% t interval over paired seeds]"]
+    lines = [
+        "Success at the start, mean areas under the curve, and sppo - ppo, as one thing varies, "
+        "[95% t interval over paired seeds]",
+        f"  {'':55}  start  ppo    sppo   sppo - ppo",
+    ]
     for setting, here in sorted(by_setting(loaded).items(), key=lambda found: by_value(found[0])):
+        start = np.mean([run.evals["success_rate"][0] for run in here])
+        areas = [np.mean([area(run) for run in here if run.label == agent]) for agent in ("ppo", "sppo")]
         difference, n = gain(here, "sppo", "ppo")
-        lines.append(f"  {setting:55}  {signed(difference.estimate)} {bounds(difference, signed)}  n = {n}")
+        told = "  ".join(f"{x:.3f}" for x in (start, *areas))
+        lines.append(f"  {setting:55}  {told}  {signed(difference.estimate)} {bounds(difference, signed)}  n = {n}")
     return "\n".join(lines)
 
 
@@ -147,7 +138,8 @@ def _maps(results: Path, images: Path) -> list[str]:
     """Of all map studies that are there, side by side."""
     found = {name: unpack(results / f"{name}{ENDING}") for name in MAPS if (results / f"{name}{ENDING}").exists()}
     told = []
-    for agent, other in (("sppo", "ppo"), ("sppo", "reinforce"), ("ppo", "reinforce")):
+    pairs = (("sppo", "ppo"), ("sppo", "ppo-bce"), ("ppo-bce", "ppo"), ("sppo", "reinforce"), ("ppo", "reinforce"))
+    for agent, other in pairs:
         both = {name: runs for name, runs in found.items() if {agent, other} <= {run.label for run in runs}}
         maps = {MAPS[name]: cells(runs, agent, other) for name, runs in both.items()}
         if maps:

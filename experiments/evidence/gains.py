@@ -11,6 +11,8 @@ from sppo.experiments import stats
 from sppo.experiments.results import Run, area
 from sppo.experiments.scopes import by_setting
 from sppo.experiments.stats import Floats, Interval
+from sppo.experiments.summary import ALL_TASKS, Table, bounds, signed
+from sppo.experiments.tasks import short_name
 
 
 class Cell(NamedTuple):
@@ -60,6 +62,32 @@ def _grid(runs: Sequence[Run], agent: str, other: str) -> tuple[list[str], Float
     if not seeds:
         raise ValueError(f"{agent} and {other} share no seed in all {len(settings)} settings")
     return list(settings), np.array([[of_seed[seed] for of_seed in found] for seed in sorted(seeds)])
+
+
+def gains_table(table: Table) -> str:
+    """What each agent gains over the first: interquartile means of differences, as they are drawn, and below them plain
+    means with Student's intervals, which hold what they say for few seeds too."""
+    first, *others = table.agents
+    scopes = [*table.env_ids, *([ALL_TASKS] if table.of(ALL_TASKS) else [])]
+
+    def drawn(scope: str, agent: str) -> Interval | None:
+        return next((row.auc_gain for row in table.of(scope) if row.agent == agent), None)
+
+    def plain(scope: str, agent: str) -> Interval | None:
+        if scope == ALL_TASKS:
+            return pooled_gain(table.runs, agent, first)[0]
+        runs = table.at[scope]
+        return gain(runs, agent, first)[0] if {agent, first} <= {run.label for run in runs} else None
+
+    lines = []
+    for what, found in (("", drawn), (", mean and [95% t interval]", plain)):
+        lines.append(f"area gained over {first}{what}")
+        lines.append(f"  {'':20}  " + "".join(f"{short_name(scope):26}" for scope in scopes).rstrip())
+        for agent in others:
+            gains = [found(scope, agent) for scope in scopes]
+            told = [f"{signed(g.estimate)} {bounds(g, signed)}" if g else "-" for g in gains]
+            lines.append(f"  {agent:20}  " + "".join(f"{cell:26}" for cell in told).rstrip())
+    return "\n".join(lines)
 
 
 def cells(runs: Sequence[Run], agent: str, other: str) -> list[list[Cell]]:

@@ -103,11 +103,10 @@ def rate_of(run: Run) -> float:
 
 
 def _tuned() -> Iterator[Named]:
-    """The figure again, where the sweep found a better learning rate than the common one."""
+    """The figure again on the tasks that were swept, each agent at its best rate, be it the common one."""
     best = best_rates(unpack(RESULTS / f"rates{ENDING}"))
     for name, config in _figure():
-        rate = best.get((config.env_id, config.agent), COMMON_RATE)
-        if rate != COMMON_RATE:
+        if rate := best.get((config.env_id, config.agent)):
             yield f"{rate:g}/{name}", replace(config, settings={"learning_rate": rate})
 
 
@@ -196,15 +195,15 @@ STUDIES = {
         runs=_tuned,
     ),
     "chain-map": Study(
-        question="PPO and SPPO over horizon and success of the start policy, on a walk of known values",
+        question="A critic of every step, of the start or none, over horizon and start success, on a known walk",
         runs=_chain_map,
     ),
     "cartpole-map": Study(
-        question="PPO and SPPO over horizon and success of the start policy, on Precision CartPole",
+        question="A critic of every step, of the start or none, over horizon and start success, on Precision CartPole",
         runs=_cartpole_map,
     ),
     "dials": Study(
-        question="PPO and SPPO as one thing varies: batch, spread of starts, the critic, noise of the reward",
+        question="PPO and SPPO as one thing varies: batch, spread of starts, critic, noise of reward, networks shared",
         runs=_dials,
     ),
     "text": Study(
@@ -220,7 +219,7 @@ STUDIES = {
         runs=text_studies.text_rates,
     ),
     "text-dials": Study(
-        question="PPO and SPPO on arithmetic as one thing varies: batch, spread of prompts, critic, noise of reward",
+        question="PPO and SPPO on arithmetic as one thing varies: batch, spread, critic, noise, a shared network",
         runs=text_studies.text_dials,
     ),
     "smollm2": Study(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sppo.experiments import curves
+from sppo.experiments.evidence.gains import gains_table
 from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.results import Run, area, units
 from sppo.experiments.stats import Floats, Interval
@@ -25,12 +26,13 @@ def in_order(runs: Sequence[Run]) -> list[str]:
 
 
 def told_by_task(runs: Sequence[Run]) -> str:
-    """Success and seconds on each task, over seeds."""
+    """Success and seconds on each task, over seeds, and what is gained on each."""
     told = []
     for env_id in sorted({run.env_id for run in runs}):
         mine = [run for run in runs if run.env_id == env_id]
         table = summarize(mine, in_order(mine), threshold=THRESHOLDS.get(env_id, THRESHOLD))
         told.append(f"{format_table(table)}\n\n{_seconds_table(table, env_id)}")
+    told.append(gains_table(summarize(runs, in_order(runs))))
     return "\n\n".join(told)
 
 
@@ -75,27 +77,25 @@ def ratio_of_medians(x: Floats, y: Floats, rng: np.random.Generator | int = 0, r
 
 
 def _seconds_table(table: Table, env_id: str) -> str:
-    lines = [f"Processor seconds to {table.threshold:.0%} of held-out prompts, median of the seeds, and over SPPO's"]
+    first = "sppo" if "sppo" in table.agents else table.agents[0]
+    lines = [
+        f"Processor seconds to {table.threshold:.0%} of held-out prompts: median of the seeds, and over {first}'s "
+        "[95% bootstrap interval over paired seeds]"
+    ]
     seconds = {
         agent: {run.seed: seconds_to(run, table.threshold) for run in table.runs_of(env_id, agent)}
         for agent in table.agents
     }
-    medians = {agent: float(np.median([*of.values()])) for agent, of in seconds.items()}
-    own = medians.get("sppo", 0.0)
-    for agent, m in medians.items():
-        ratio = f"x {m / own:.2f}" if own and np.isfinite([m, own]).all() else "-"
-        lines.append(
-            f"  {short_name(env_id)}  {agent:10}" + (f"{m:8.0f} s" if np.isfinite(m) else "     never") + f"  {ratio}"
-        )
-    for agent in table.agents if "sppo" in seconds else ():
+    for agent, mine in seconds.items():
+        median = float(np.median([*mine.values()]))
+        told = f"{median:.0f} s" if np.isfinite(median) else "never"
         siblings = table.runs_of(env_id, agent)[0].config["settings"].get("num_generations", 1)
-        shared = sorted(seconds[agent].keys() & seconds["sppo"].keys())
-        if siblings > 1 and len(shared) > 1:
-            x, y = (np.array([seconds[of][seed] for seed in shared]) for of in (agent, "sppo"))
-            lines.append(
-                f"  {short_name(env_id)}: {agent} with N = {siblings} over sppo with N = 1  "
-                f"{told_ratio(x, y)}  n = {len(shared)}"
-            )
+        line = f"  {short_name(env_id)}  {agent:10}  N = {siblings}  {told:>7}"
+        shared = sorted(mine.keys() & seconds[first].keys())
+        if agent != first and len(shared) > 1:
+            ratio = told_ratio(*(np.array([of[seed] for seed in shared]) for of in (mine, seconds[first])))
+            line += f"  {ratio}  n = {len(shared)}"
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -47,8 +47,8 @@ def text_rates() -> Iterator[Named]:
 
 
 def text_dials() -> Iterator[Named]:
-    """The budget is a multiple of every batch. Chains of 4 terms, of 3 to 6 and of 2 to 7 are about as hard on the
-    whole: what is turned is how much prompts differ. A shared network learns at the policy's rate, 1e-4, and has all
+    """The budget is a multiple of every batch. Chains of 4 terms, of 3 to 6 and of 2 to 7 differ ever more among
+    themselves; the first are easier on the whole, too. A shared network learns at the policy's rate, 1e-4, and has all
     of its layers."""
     base = RunConfig(env_id=ARITHMETIC, total_episodes=4_096, n_evals=8)
     fewest, most = task(ARITHMETIC).env_kwargs["terms"]
