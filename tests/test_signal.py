@@ -103,6 +103,8 @@ def test_moments_by_hand() -> None:
     assert found.mean.mean() == pytest.approx(10 / 3 / 4)
     mean, squared_norm = estimated(gradients)
     assert mean.tolist() == [2, 0] and squared_norm == pytest.approx(10 / 3)
+    # From their mean (2, 0) they are off by (-1, 1), (1, -1) and nothing: 2 + 2 over 3 - 1, of 4.
+    assert measured.variance([found]).estimate == pytest.approx(2 / 4)
 
 
 def made_up(mean: list[float], deviation: float, batches: int = 400, seed: int = 0) -> Moments:
@@ -115,7 +117,12 @@ def made_up(mean: list[float], deviation: float, batches: int = 400, seed: int =
 def test_figures_of_gradients_with_known_noise() -> None:
     """Four directions of variance 1/4: noise 1."""
     clean = [made_up([1, 0, 0, 0], 0.5, seed=seed) for seed in (0, 1)]
-    for figure, expected in ((measured.signal_to_noise, 1.0), (measured.cosine, 1.0), (measured.bias, 0.0)):
+    for figure, expected in (
+        (measured.signal_to_noise, 1.0),
+        (measured.cosine, 1.0),
+        (measured.bias, 0.0),
+        (measured.variance, 1.0),
+    ):
         found = figure(clean)
         assert found.low < expected < found.high, figure.__name__
         assert found.high - found.low < 0.3
@@ -125,6 +132,7 @@ def test_figures_of_gradients_with_known_noise() -> None:
         (measured.signal_to_noise, 4 / 2),
         (measured.cosine, 2 / 5**0.5),
         (measured.bias, 2.0),
+        (measured.variance, 1.0),
     ):
         found = figure(biased)
         assert found.low < expected < found.high, figure.__name__
@@ -140,6 +148,7 @@ def test_signal_to_noise_does_not_depend_on_scale() -> None:
     assert measured.signal_to_noise([thrice]).estimate == pytest.approx(measured.signal_to_noise([one]).estimate)
     assert measured.cosine([thrice]).estimate == pytest.approx(measured.cosine([one]).estimate)
     assert measured.bias([thrice]).estimate == pytest.approx(4, abs=0.5)
+    assert measured.variance([thrice]).estimate == pytest.approx(9, abs=0.9)
 
 
 def test_agents_sample_the_same_episodes_from_one_seed() -> None:

@@ -143,3 +143,8 @@ def cosine(batches: Sequence[Moments]) -> Interval:
 def bias(batches: Sequence[Moments]) -> Interval:
     """|E g - g*|^2 / |g*|^2, without bias itself, so that it may come out below 0."""
     return _interval(batches, lambda rows: rows[..., 2].mean(-1) - 2 * rows[..., 0].mean(-1) + 1)
+
+
+def variance(batches: Sequence[Moments]) -> Interval:
+    """tr Cov g / |g*|^2, without bias itself: with the bias it makes E|g - g*|^2 / |g*|^2, where none is, 1 / SNR."""
+    return _interval(batches, lambda rows: rows[..., 1].mean(-1) - rows[..., 2].mean(-1))

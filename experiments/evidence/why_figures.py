@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from sppo.experiments.evidence import why
-from sppo.experiments.evidence.gradients import bias, ratio, signal_to_noise
+from sppo.experiments.evidence.gradients import bias, ratio, signal_to_noise, variance
 from sppo.experiments.evidence.positions import POSITIONS, brier, explained, mean_by_outcome
 from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.why_series import DIALLED, OWN, PREDICTORS, Measured, Series, at_last, followed, tasks
@@ -38,6 +38,11 @@ def _over_horizon(ax: Axes, task: Measured, series: Series, figure: Callable[...
     xs = [h for h in task.horizons if task.batches(h, series)]
     if xs:
         _line(ax, xs, [figure(task.batches(h, series), h) for h in xs], series, **style)
+    ax.set_xscale("log")
+    ax.set_xticks(task.horizons)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel(f"horizon H [steps],\ncritics after {why.FITS[-1]} episodes")
 
 
 def _over_critic(ax: Axes, task: Measured, agent: str, gae_lambda: float, figure: Callable[..., Interval]) -> None:
@@ -75,12 +80,6 @@ def signal_figure(raw: dict[str, Any]) -> Figure:
             row[1].axhline(1, color=colour_of(AGENTS, OWN), linewidth=1.6, linestyle=style_of(AGENTS, OWN))
             for agent, gae_lambda in DIALLED:
                 _over_critic(row[2], task, agent, gae_lambda, signal_to_noise)
-            for ax in row[:2]:
-                ax.set_xscale("log")
-                ax.set_xticks(task.horizons)
-                ax.xaxis.set_major_formatter("{x:g}")
-                ax.xaxis.set_minor_locator(NullLocator())
-                ax.set_xlabel(f"horizon H [steps], critics after {why.FITS[-1]} episodes")
             for ax, label in zip(
                 row, ("signal-to-noise", "signal-to-noise over SPPO's", "signal-to-noise"), strict=True
             ):
@@ -94,17 +93,30 @@ def signal_figure(raw: dict[str, Any]) -> Figure:
 
 
 def bias_figure(raw: dict[str, Any]) -> Figure:
-    """A panel per task: how far the mean gradient is from the true one, over the critic's quality."""
+    """A row per task: variance and bias, each over horizon and over the critic's quality."""
+    early = Series("ppo", why.FITS[1], why.LAMBDA)
+    told = {"label": f"{early.name}, critic after {early.critic}", "markerfacecolor": "white"}
     with matplotlib.rc_context(STYLE):
         found = tasks(raw)
-        figure = Figure(figsize=(4.6 * len(found), 3.6), layout="constrained")
-        for ax, task in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
-            for agent, gae_lambda in DIALLED:
-                _over_critic(ax, task, agent, gae_lambda, bias)
-            ax.axhline(0, color=INK, linewidth=0.8)
-            ax.set_ylabel("bias, |E g - g*|² / |g*|²")
-            ax.set_title(_title(task), loc="left", fontsize="medium", fontweight="bold")
-            ax.legend()
+        figure = Figure(figsize=(13, 3.7 * len(found)), layout="constrained")
+        axes = figure.subplots(len(found), 4, squeeze=False)
+        for row, task in zip(axes, found, strict=True):
+            for (left, right), part in ((row[:2], variance), (row[2:], bias)):
+                for series in (*map(at_last, AGENTS), at_last("ppo", why.LAMBDA), early):
+                    style = told if series == early else {}
+                    _over_horizon(left, task, series, lambda b, h, part=part: part(b), **style)
+                right.sharey(left)
+                for agent, gae_lambda in DIALLED:
+                    _over_critic(right, task, agent, gae_lambda, part)
+            row[0].set_yscale("log")
+            _plain(row[0].yaxis)
+            row[0].set_ylabel(f"variance, tr Cov g / |g*|², {why.EPISODES} episodes")
+            row[2].set_ylabel("bias, |E g - g*|² / |g*|²")
+            for ax in row[2:]:
+                ax.axhline(0, color=INK, linewidth=0.8)
+            row[0].set_title(_title(task), loc="left", fontsize="medium", fontweight="bold")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 
