@@ -16,6 +16,10 @@ from scipy.stats import t as student
 Floats = NDArray[np.float64]
 # Reduces the last two axes, seeds and tasks: (..., S, K) -> (...)
 Statistic = Callable[[Floats], Floats]
+# What is worked out of row numbers, in order or drawn: (..., S, K) or (..., S) -> (...)
+Rows = NDArray[np.int64]
+OfRows = Callable[[Rows], Floats]
+Seed = np.random.Generator | int
 
 RESAMPLES = 5000
 
@@ -47,23 +51,30 @@ def _scores(name: str, values: ArrayLike, finite: bool = False) -> Floats:
     return array[:, None] if array.ndim == 1 else array  # (S, K)
 
 
-def _rows(scores: Floats, resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Which seeds each replicate draws, with replacement and inside every task apart: (resamples, S, K)."""
+def _drawn(shape: tuple[int, ...], resamples: int, rng: np.random.Generator) -> Rows:
+    """Which of S rows each replicate draws, with replacement and inside every column apart: (resamples, *shape)."""
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
-    return rng.integers(len(scores), size=(resamples, *scores.shape))
+    return rng.integers(shape[0], size=(resamples, *shape))
 
 
-def _draws(scores: Floats, resamples: int, rng: np.random.Generator) -> Floats:
-    return np.take_along_axis(scores[None], _rows(scores, resamples, rng), axis=1)  # (resamples, S, K)
+def _taken(scores: Floats, rows: Rows) -> Floats:
+    """Of (S, K) the rows (..., S, K)."""
+    return scores[rows, np.arange(scores.shape[1])]
 
 
 def _ends(replicates: Floats, level: float) -> tuple[Floats, Floats]:
-    """The two quantiles of the replicates along axis 0. Taken without interpolation, which has no answer at inf."""
+    """The two quantiles of the replicates along axis 0; one without a value, NaN, counts against either end.
+
+    Taken without interpolation, which has no answer at inf.
+    """
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(replicates, [tail, 1.0 - tail], axis=0, method="inverted_cdf")
+    tail, unknown = (1.0 - level) / 2.0, np.isnan(replicates)
+    low, high = (
+        np.quantile(np.where(unknown, worst, replicates), q, axis=0, method="inverted_cdf")
+        for q, worst in ((tail, -np.inf), (1.0 - tail, np.inf))
+    )
     return low, high
 
 
@@ -103,9 +114,28 @@ def mean_statistic(samples: Floats) -> Floats:
     return np.asarray(samples.mean(axis=(-2, -1)))
 
 
+def bootstrap_rows(
+    shape: tuple[int, ...], statistic: OfRows, rng: Seed, *, level: float = 0.95, resamples: int = RESAMPLES
+) -> Interval:
+    """Percentile-bootstrap interval of whatever is worked out of numbered rows, which are drawn inside columns.
+
+    Source: Efron 1979.
+    Args:
+        shape: (S, K) or (S,), of S rows in each of K columns.
+        statistic: maps row numbers (..., *shape) to (...), NaN where it has no value.
+        rng, level, resamples: as in `bootstrap_interval`.
+    Raises:
+        ValueError: no rows, a level outside (0, 1), no resamples.
+    """
+    if min(shape) < 1:
+        raise ValueError(f"shape must hold at least one row, got {shape}")
+    replicates = statistic(_drawn(shape, resamples, np.random.default_rng(rng)))
+    return _interval(statistic(np.indices(shape)[0]), replicates, level)
+
+
 def bootstrap_interval(
     scores: ArrayLike,
-    rng: np.random.Generator | int,
+    rng: Seed,
     *,
     statistic: Statistic = iqm_statistic,
     level: float = 0.95,
@@ -129,17 +159,11 @@ def bootstrap_interval(
         ValueError: no scores, NaN among them, a level outside (0, 1), no resamples.
     """
     z = _scores("scores", scores)
-    replicates = statistic(_draws(z, resamples, np.random.default_rng(rng)))
-    return _interval(statistic(z), replicates, level)
+    return bootstrap_rows(z.shape, lambda rows: statistic(_taken(z, rows)), rng, level=level, resamples=resamples)
 
 
 def probability_of_improvement(
-    x: ArrayLike,
-    y: ArrayLike,
-    rng: np.random.Generator | int,
-    *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
+    x: ArrayLike, y: ArrayLike, rng: Seed, *, level: float = 0.95, resamples: int = RESAMPLES
 ) -> Interval:
     """How likely a run of X scores above a run of Y on a task drawn at random, ties counting half.
 
@@ -162,14 +186,14 @@ def probability_of_improvement(
         left, right = a[..., :, None, :], b[..., None, :, :]
         return np.asarray(((left > right) + 0.5 * (left == right)).mean(axis=(-3, -2, -1)))
 
-    replicates = wins(_draws(xs, resamples, generator), _draws(ys, resamples, generator))
+    replicates = wins(*(_taken(z, _drawn(z.shape, resamples, generator)) for z in (xs, ys)))
     return _interval(wins(xs, ys), replicates, level)
 
 
 def paired_difference(
     x: ArrayLike,
     y: ArrayLike,
-    rng: np.random.Generator | int,
+    rng: Seed,
     *,
     statistic: Statistic = iqm_statistic,
     level: float = 0.95,
@@ -190,9 +214,11 @@ def paired_difference(
     xs, ys = _scores("x", x, finite=True), _scores("y", y, finite=True)
     if xs.shape != ys.shape:
         raise ValueError(f"x and y must have the same shape to be paired, got {xs.shape} and {ys.shape}")
-    rows = _rows(xs, resamples, np.random.default_rng(rng))
-    replicates = statistic(np.take_along_axis(xs[None], rows, 1)) - statistic(np.take_along_axis(ys[None], rows, 1))
-    return _interval(np.asarray(statistic(xs) - statistic(ys)), replicates, level)
+
+    def gap(rows: Rows) -> Floats:
+        return np.asarray(statistic(_taken(xs, rows)) - statistic(_taken(ys, rows)))
+
+    return bootstrap_rows(xs.shape, gap, rng, level=level, resamples=resamples)
 
 
 def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
@@ -222,7 +248,7 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
 def difference(
     x: ArrayLike,
     y: ArrayLike,
-    rng: np.random.Generator | int,
+    rng: Seed,
     *,
     statistic: Statistic = iqm_statistic,
     level: float = 0.95,
@@ -242,17 +268,12 @@ def difference(
     """
     xs, ys = _scores("x", x, finite=True), _scores("y", y, finite=True)
     generator = np.random.default_rng(rng)
-    replicates = statistic(_draws(xs, resamples, generator)) - statistic(_draws(ys, resamples, generator))
-    return _interval(np.asarray(statistic(xs) - statistic(ys)), replicates, level)
+    x_drawn, y_drawn = (statistic(_taken(z, _drawn(z.shape, resamples, generator))) for z in (xs, ys))
+    return _interval(np.asarray(statistic(xs) - statistic(ys)), x_drawn - y_drawn, level)
 
 
 def performance_profile(
-    scores: ArrayLike,
-    thresholds: ArrayLike,
-    rng: np.random.Generator | int,
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
+    scores: ArrayLike, thresholds: ArrayLike, rng: Seed, *, level: float = 0.95, resamples: int = 1000
 ) -> tuple[Floats, Floats, Floats]:
     """The share of runs, over tasks, that score above each threshold, with its pointwise bootstrap interval.
 
@@ -269,13 +290,13 @@ def performance_profile(
         ValueError: no scores or thresholds, NaN among them, a bad level or number of resamples.
     """
     z, t = _scores("scores", scores), checked("thresholds", thresholds, (1,))
-    draws = _draws(z, resamples, np.random.default_rng(rng))
+    draws = _taken(z, _drawn(z.shape, resamples, np.random.default_rng(rng)))
     low, high = _ends((draws[..., None] > t).mean((-3, -2)), level)
     return np.asarray((z[..., None] > t).mean((-3, -2))), low, high
 
 
 def curve_band(
-    curves: ArrayLike, rng: np.random.Generator | int, *, level: float = 0.95, resamples: int = 1000
+    curves: ArrayLike, rng: Seed, *, level: float = 0.95, resamples: int = 1000
 ) -> tuple[Floats, Floats, Floats]:
     """Interquartile mean over seeds at every point of a learning curve, with its pointwise bootstrap interval.
 
@@ -291,6 +312,6 @@ def curve_band(
         ValueError: no curves, NaN among them, a bad level or number of resamples.
     """
     y = checked("curves", curves, (2,))
-    rows = _rows(y[:, :1], resamples, np.random.default_rng(rng))[..., 0]  # (resamples, S)
+    rows = _drawn(y.shape[:1], resamples, np.random.default_rng(rng))
     low, high = _ends(_trimmed_mean(y[rows], axis=1), level)
     return _trimmed_mean(y, axis=0), low, high

@@ -13,7 +13,7 @@ from torch import Tensor
 from sppo.agents import Agent, ControlSampler, Experience
 from sppo.agents.learners import LocalLearner
 from sppo.agents.update import minimise
-from sppo.experiments.stats import Floats, Interval, bootstrap_interval
+from sppo.experiments.stats import Floats, Interval, Rows, bootstrap_rows
 
 NEVER = 2**62
 RESAMPLES = 2000
@@ -101,12 +101,10 @@ def _interval(
     """The mean over policies of a figure of each one's moments (..., M, C), resampling its batches."""
     tables = [np.stack(each, -1) for each in batches]  # K of (M, C)
 
-    def mean(draws: Floats) -> Floats:
-        rows = draws.astype(np.int64)
+    def mean(rows: Rows) -> Floats:
         return np.mean([figure(table[rows[..., k]]) for k, table in enumerate(tables)], axis=0)
 
-    numbers = np.tile(np.arange(len(tables[0]))[:, None], (1, len(tables)))
-    found = bootstrap_interval(numbers, 0, statistic=mean, resamples=RESAMPLES)
+    found = bootstrap_rows((len(tables[0]), len(tables)), mean, 0, resamples=RESAMPLES)
     return Interval(*map(float, map(back, found)))
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from sppo.agents import Agent, Trajectories
 from sppo.agents.diagnostics import explained_variance
-from sppo.experiments.stats import Floats, Interval, bootstrap_interval
+from sppo.experiments.stats import Floats, Interval, Rows, bootstrap_rows
 
 POSITIONS = np.linspace(0, 1, 11)
 """t / T, from the first step to the last."""
@@ -55,12 +52,12 @@ def explained(values: Floats, outcomes: Floats) -> list[Interval]:
     """1 - Var(R - V) / Var(R) at each position (`diagnostics.explained_variance`), with intervals over episodes."""
 
     def at(values: Floats) -> Interval:
-        def figure(drawn: Any) -> Floats:
-            v, r = (torch.from_numpy(x[drawn.reshape(-1, len(x))]) for x in (values, outcomes))
+        def figure(rows: Rows) -> Floats:
+            v, r = (torch.from_numpy(x[rows.reshape(-1, len(x))]) for x in (values, outcomes))
             found = [explained_variance(*pair) for pair in zip(v, r, strict=True)]
-            return np.array(found).reshape(drawn.shape[:-1])
+            return np.array(found).reshape(rows.shape[:-1])
 
-        return _over_episodes(len(outcomes), figure)
+        return bootstrap_rows(outcomes.shape, figure, 0, resamples=RESAMPLES)
 
     return [at(column) for column in values.T]
 
@@ -71,13 +68,4 @@ def brier(values: Floats, outcomes: Floats) -> list[Interval]:
 
 
 def _mean(x: Floats) -> Interval:
-    return _over_episodes(len(x), lambda drawn: x[drawn].mean(-1))
-
-
-def _over_episodes(n: int, figure: Callable[[Any], Floats]) -> Interval:
-    """A figure of numbered episodes (..., n) and its bootstrap interval."""
-
-    def statistic(draws: Floats) -> Floats:
-        return figure(draws[..., 0].astype(np.int64))
-
-    return bootstrap_interval(np.arange(n), 0, statistic=statistic, resamples=RESAMPLES)
+    return bootstrap_rows(x.shape, lambda rows: x[rows].mean(-1), 0, resamples=RESAMPLES)

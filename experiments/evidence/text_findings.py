@@ -10,7 +10,7 @@ from sppo.experiments import curves
 from sppo.experiments.evidence.gains import gains_table
 from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.results import Run, area, units
-from sppo.experiments.stats import Floats, Interval
+from sppo.experiments.stats import Floats, Interval, Rows, bootstrap_rows
 from sppo.experiments.summary import Table, format_table, rate, short, summarize
 from sppo.experiments.tasks import TEXT, short_name
 
@@ -59,7 +59,7 @@ def seconds_to(run: Run, threshold: float) -> float:
     return curves.first_crossing(run.evals["cpu_seconds"], run.evals["success_rate"], threshold)
 
 
-def ratio_of_medians(x: Floats, y: Floats, rng: np.random.Generator | int = 0, resamples: int = 5000) -> Interval:
+def ratio_of_medians(x: Floats, y: Floats) -> Interval:
     """How many times as long X takes as Y, with a 95 % bootstrap interval over seeds, (S,) of both in the same order.
 
     rho = med(x) / med(y); seed s of x and of y are drawn together
@@ -68,12 +68,13 @@ def ratio_of_medians(x: Floats, y: Floats, rng: np.random.Generator | int = 0, r
     known of their ratio: the estimate is NaN, and a replicate counts as 0 to the lower end and as infinite to the
     upper.
     """
-    rows = np.random.default_rng(rng).integers(len(x), size=(resamples, len(x)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        estimate, drawn = (np.median(a, -1) / np.median(b, -1) for a, b in ((x, y), (x[rows], y[rows])))
-    ends = (np.where(np.isnan(drawn), worst, drawn) for worst in (0.0, np.inf))
-    low, high = (np.quantile(of, q, method="inverted_cdf") for of, q in zip(ends, (0.025, 0.975), strict=True))
-    return Interval(float(estimate), float(low), float(high))
+
+    def ratio(rows: Rows) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.median(x[rows], -1) / np.median(y[rows], -1))
+
+    found = bootstrap_rows(x.shape, ratio, 0)
+    return found._replace(low=max(found.low, 0.0))
 
 
 def _seconds_table(table: Table, env_id: str) -> str:
