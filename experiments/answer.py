@@ -7,7 +7,7 @@ from html import escape
 
 from sppo.experiments.markup import listed
 from sppo.experiments.rows import Row
-from sppo.experiments.stats import Interval
+from sppo.experiments.stats import Interval, bootstrap_coverage
 from sppo.experiments.summary import Table, bounds, leaves_out_zero, rate, signed
 
 FEW = 4
@@ -138,7 +138,8 @@ def answer(table: Table) -> list[str]:
     counts = [row.pairs for row in table.rows if row.pairs > 1]
     if not counts:
         return found
-    chance = (1 - table.level) * len(counts)
+    # Student's intervals hold their level, a bootstrap's of few seeds does not
+    chance = sum(1 - (table.level if table.of_settings else bootstrap_coverage(n, table.level)) for n in counts)
     return [
         *found,
         f"Numbers: gain in success rate averaged over training (AUC), its {100 * table.level:g}% interval over "

@@ -95,6 +95,15 @@ def test_page_of_settings(settings: Path) -> None:
     assert {"10/a/ppo/seed0", "100/a/ppo/seed0"} <= {record["name"] for record in records(text)}
 
 
+def test_student_s_intervals_leave_out_zero_as_often_as_their_level_says(tmp_path: Path) -> None:
+    for setting in ("1", "2"):
+        for agent in ("ppo", *(f"a{i}" for i in range(8))):
+            for seed in range(2):
+                write_run(tmp_path / setting, agent, seed, success=[0.5, 0.5])
+    # 8 agents at 2 settings and over both: 24 intervals of 95 %
+    assert "Of 24 such intervals about 1 would leave out zero by chance." in answer(summarize(tmp_path))[-1]
+
+
 def test_settings_that_differ_between_settings(settings: Path) -> None:
     table = summarize(settings)
     assert between_settings(table, table.scopes) == {
