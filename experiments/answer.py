@@ -138,7 +138,8 @@ def answer(table: Table) -> list[str]:
     counts = [row.pairs for row in table.rows if row.pairs > 1]
     if not counts:
         return found
-    # Student's intervals hold their level, a bootstrap's of few seeds does not; NaN, and so not told, beside 95%
+    # Student's intervals hold their level, a bootstrap's of few seeds does not;
+    # at another level than 95% that is NaN, and nothing is told
     chance = sum(1 - (table.level if table.of_settings else bootstrap_coverage(n, table.level)) for n in counts)
     return [
         *found,
