@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,27 +41,31 @@ def gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
 def pooled_gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
     """The same of each seed's mean over all settings of a study: a seed has its luck in all of them, so that settings
     are not so many more trials."""
-    _, differences = _grid(runs, agent, other)
+    return _pooled(by_setting(runs), agent, other)
+
+
+def _pooled(settings: Mapping[str, Sequence[Run]], agent: str, other: str) -> tuple[Interval, int]:
+    differences = _grid(settings, agent, other)
     return stats.mean_interval(list(differences.mean(1))), len(differences)
 
 
 def horizon_slope(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
     """How much each seed's difference grows from a horizon to the tenfold, by least squares over all its settings,
     which are named HORIZON/...; with Student's interval over seeds, and how many those are."""
-    settings, differences = _grid(runs, agent, other)
+    settings = by_setting(runs)
+    differences = _grid(settings, agent, other)
     x = np.log10([float(setting.split("/")[0]) for setting in settings])
     x -= x.mean()
     return stats.mean_interval(list(differences @ x / (x @ x))), len(differences)
 
 
-def _grid(runs: Sequence[Run], agent: str, other: str) -> tuple[list[str], Floats]:
-    """All settings, and (seeds, settings) differences of the seeds that have them all."""
-    settings = by_setting(runs)
+def _grid(settings: Mapping[str, Sequence[Run]], agent: str, other: str) -> Floats:
+    """(seeds, settings) differences of the seeds that have them all."""
     found = [_differences(here, agent, other) for here in settings.values()]
     seeds = set.intersection(*(set(of_seed) for of_seed in found))
     if not seeds:
         raise ValueError(f"{agent} and {other} share no seed in all {len(settings)} settings")
-    return list(settings), np.array([[of_seed[seed] for of_seed in found] for seed in sorted(seeds)])
+    return np.array([[of_seed[seed] for of_seed in found] for seed in sorted(seeds)])
 
 
 def gains_table(table: Table) -> str:
@@ -75,18 +79,19 @@ def gains_table(table: Table) -> str:
 
     def plain(scope: str, agent: str) -> Interval | None:
         if scope == ALL_TASKS:
-            return pooled_gain(table.runs, agent, first)[0]
+            return _pooled(table.at, agent, first)[0]
         runs = table.at[scope]
         return gain(runs, agent, first)[0] if {agent, first} <= {run.label for run in runs} else None
 
+    width = max(26, *(len(short_name(scope)) + 2 for scope in scopes))
     lines = []
     for what, found in (("", drawn), (", mean and [95% t interval]", plain)):
         lines.append(f"area gained over {first}{what}")
-        lines.append(f"  {'':20}  " + "".join(f"{short_name(scope):26}" for scope in scopes).rstrip())
+        lines.append(f"  {'':20}  " + "".join(f"{short_name(scope):{width}}" for scope in scopes).rstrip())
         for agent in others:
             gains = [found(scope, agent) for scope in scopes]
             told = [f"{signed(g.estimate)} {bounds(g, signed)}" if g else "-" for g in gains]
-            lines.append(f"  {agent:20}  " + "".join(f"{cell:26}" for cell in told).rstrip())
+            lines.append(f"  {agent:20}  " + "".join(f"{cell:{width}}" for cell in told).rstrip())
     return "\n".join(lines)
 
 
