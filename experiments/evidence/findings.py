@@ -15,7 +15,7 @@ from sppo.experiments.evidence.findings_figures import (
     draw_profiles,
     draw_tasks,
 )
-from sppo.experiments.evidence.gains import Cell, cells, gain, gains_table, horizon_slope, pooled_gain
+from sppo.experiments.evidence.gains import Cell, cells, gain, horizon_slope, pooled_gain, told_gains
 from sppo.experiments.evidence.studies import SEEDS, STUDIES, best_rates, rate_of
 from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.text_findings import THRESHOLD, THRESHOLDS, in_order, told_by_task, told_of_single_runs
@@ -32,10 +32,7 @@ def _by_task(runs: Sequence[Run], image: Path) -> str:
     save_figure(draw_tasks(table, root=True), image)
     if table.of(ALL_TASKS):
         save_figure(draw_profiles(table), image.with_name(f"{image.name}-profiles"))
-    told = [format_table(table), gains_table(table)]
-    if "sppo" in table.agents:
-        told.append(gains_table(summarize(runs, ["sppo", *(agent for agent in table.agents if agent != "sppo")])))
-    return "\n\n".join(told)
+    return f"{format_table(table)}\n\n{told_gains(runs, table.agents)}"
 
 
 def _figure(runs: Path, images: Path) -> str:

@@ -11,7 +11,7 @@ from sppo.experiments import stats
 from sppo.experiments.results import Run, area
 from sppo.experiments.scopes import by_setting
 from sppo.experiments.stats import Floats, Interval
-from sppo.experiments.summary import ALL_TASKS, Table, bounds, signed
+from sppo.experiments.summary import ALL_TASKS, Table, bounds, signed, summarize
 from sppo.experiments.tasks import short_name
 
 
@@ -68,7 +68,14 @@ def _grid(settings: Mapping[str, Sequence[Run]], agent: str, other: str) -> Floa
     return np.array([[of_seed[seed] for of_seed in found] for seed in sorted(seeds)])
 
 
-def gains_table(table: Table) -> str:
+def told_gains(runs: Sequence[Run], agents: Sequence[str]) -> str:
+    """Over the first agent and, where it is there, over SPPO."""
+    firsts = dict.fromkeys([agents[0], *(agent for agent in agents if agent == "sppo")])
+    orders = [[first, *(agent for agent in agents if agent != first)] for first in firsts]
+    return "\n\n".join(_gains_table(summarize(runs, order)) for order in orders)
+
+
+def _gains_table(table: Table) -> str:
     """What each agent gains over the first: interquartile means of differences, as they are drawn, and below them plain
     means with Student's intervals, which hold what they say for few seeds too."""
     first, *others = table.agents
