@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sppo.experiments.config import RunConfig
@@ -61,7 +62,10 @@ def text_dials() -> Iterator[Named]:
         "shared network": of_setting("shared_network", False, (False, True)),
         "spread of terms": {x: {"env_kwargs": {"terms": ends}} if ends else {} for x, ends in terms.items()},
     }
-    return one_at_a_time(base, dials, TEXT_SEEDS)
+    yield from one_at_a_time(base, dials, TEXT_SEEDS)
+    for shared in (False, True):  # a third agent tells the loss of values from what they are of
+        config = replace(base, agent="ppo-bce", settings={"shared_network": shared})
+        yield from by_seed(f"arithmetic/shared network/{shared:d}/ppo-bce", config, TEXT_SEEDS)
 
 
 def smollm2() -> Iterator[Named]:
