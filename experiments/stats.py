@@ -166,7 +166,8 @@ def bootstrap_coverage(seeds: int, level: float = 0.95) -> float:
     """How often a nominal 95% interval of an IQM of so many normal scores, or of a paired difference, holds the truth.
 
     Up to 4 scores it reaches from the least to the greatest: 1 - 2^(1 - S). From 5 on simulated, 20000 samples each;
-    numbers between have that of the next fewer. NaN at another level.
+    numbers between have that of the next fewer. It is a little more of scores that are not paired, or of several tasks.
+    NaN at another level.
     """
     return COVERAGE[max(n for n in COVERAGE if n <= seeds)] if level == 0.95 else np.nan
 

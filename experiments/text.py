@@ -75,13 +75,13 @@ def resolve(config: RunConfig) -> RunConfig:
     start = about.start if config.start == "auto" else config.start
     if start in (None, "none"):
         raise ValueError(f"{config.env_id} needs a model to start from: name one with --model")
+    if settings["shared_network"]:
+        _check_shared(text)
     find_model(start)
     if text.critic != "policy":
         find_model(text.critic)
     if text.eval_task is not None:
         make_task(text.eval_task)
-    if settings["shared_network"]:
-        _check_shared(text)
     return dataclasses.replace(
         config,
         settings=settings,

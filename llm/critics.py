@@ -3,7 +3,6 @@ policy's."""
 
 from __future__ import annotations
 
-from abc import ABC
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ def new_head(base: Any) -> nn.Linear:
     return head
 
 
-class _OfText(ABC):
+class _OfText:
     """A body that reads tokens, and a head behind its last layer."""
 
     memoryless = False

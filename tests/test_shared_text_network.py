@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
 
@@ -44,9 +45,11 @@ def test_without_weight_the_policy_learns_as_with_two_networks(kind: Any) -> Non
         torch.testing.assert_close(weight, models[1][name], atol=1e-6, rtol=0)
 
 
-def test_the_joint_gradient_is_the_sum_of_both() -> None:
-    """Of one minibatch: that of the policy's loss and 0.3 times that of the mean cross-entropy at the 16 prompts."""
-    agent = shared(SPPO, vf_coef=0.3, **ONE_STEP | {"learning_rate": 1e-12, "max_grad_norm": 1e9})
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_joint_gradient_is_the_sum_of_both(kind: Any) -> None:
+    """Of one minibatch: that of the policy's loss and 0.3 times that of the critic's, the mean over the 16 prompts, or
+    over all prefixes."""
+    agent = shared(kind, vf_coef=0.3, **ONE_STEP | {"learning_rate": 1e-12, "max_grad_norm": 1e9})
     torch.nn.init.normal_(agent.policy.value_head.weight, generator=torch.Generator().manual_seed(0))
     experience = experience_of(agent)
     agent.update(experience)
@@ -54,13 +57,16 @@ def test_the_joint_gradient_is_the_sum_of_both() -> None:
     agent.learner.zero_grad()
     policy = agent.policy_experience(experience)
     (agent.policy_loss(agent.policy)(policy)[0].sum() / policy.share.sum()).backward()
-    ids = experience.traj.inputs.ids
-    logits = []
-    for row, length in zip(ids, experience.traj.inputs.lengths.tolist(), strict=True):  # a prompt at a time
-        hidden = agent.policy.base(input_ids=row[None, :length]).last_hidden_state[0, -1]
-        logits.append(agent.policy.value_head(hidden))
-    values = torch.nn.functional.binary_cross_entropy_with_logits(torch.cat(logits), experience.value_targets[:, 0])
-    (0.3 * values).backward()
+    traj, heads, targets = experience.traj, [], []
+    for i in range(16):  # a row at a time
+        prompt, n = traj.inputs.ids[i, : traj.inputs.lengths[i]], 1 if kind is SPPO else int(traj.lengths[i])
+        ids = torch.cat([prompt, traj.actions[i, : n - 1]])
+        hidden = agent.policy.base(input_ids=ids[None]).last_hidden_state[0, len(prompt) - 1 :]
+        heads.append(agent.policy.value_head(hidden).squeeze(1))
+        targets.append(experience.value_targets[i, :n])
+    functional = torch.nn.functional
+    loss = functional.mse_loss if kind is PPO else functional.binary_cross_entropy_with_logits
+    (0.3 * loss(torch.cat(heads), torch.cat(targets))).backward()
     torch.testing.assert_close(joint, agent.learner.grad, atol=1e-5, rtol=1e-3)
     assert float(joint.norm()) > 1e-2
 
@@ -83,8 +89,11 @@ def test_it_begins_where_it_is_told_and_is_no_part_of_the_model(tmp_path: Path) 
         agent.critic.start_at(0.3)
         traj = agent.sampler.rollout(agent.sampler.starts(4))
         torch.testing.assert_close(agent.predicted(traj), torch.full((4,), 0.3))
-    agent.policy.save_pretrained(tmp_path)
-    assert not any("value" in name for name in agent.policy.model.state_dict())
+    folders = [tmp_path / "shared", tmp_path / "apart"]
+    for folder, one in zip(folders, (agent, SPPO(toy_sampler(), **SMALL)), strict=True):
+        one.policy.save_pretrained(folder)
+    shared_names, names = (load_file(folder / "model.safetensors").keys() for folder in folders)
+    assert shared_names == names
 
 
 def config(**more: Any) -> RunConfig:
@@ -97,7 +106,9 @@ def test_a_run_needs_no_second_model() -> None:
     assert "critic" not in memory_plan(config()).held and "critic" in memory_plan(two).held
 
 
-@pytest.mark.parametrize(("name", "value"), [("critic_layers", 2), ("critic_kind", "head"), ("lora_rank", 4)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("critic_layers", 2), ("critic", "elsewhere"), ("critic_kind", "head"), ("lora_rank", 4)]
+)
 def test_what_would_need_one_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"in a shared_network the critic is .*: {name} must be .*, got {value}"):
         config(text={name: value})

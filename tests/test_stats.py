@@ -85,20 +85,14 @@ CONTROLS = [52, 104, 146, 10, 51, 30, 40, 27, 46]
 
 
 def test_the_bootstrap_of_efron_and_tibshirani_s_mice() -> None:
-    """An Introduction to the Bootstrap, 1993, chapter 2: means 86.86 and 56.22, 30.63 apart; with infinitely many
-    replicates the mean of the treated has the standard error 23.36, the median 37.83.
+    """An Introduction to the Bootstrap, 1993, chapter 2: means 86.86 and 56.22, 30.63 apart.
 
-    Infinitely many are the 1716 multisets of seven, each as likely as it has orders among 7^7.
+    Infinitely many replicates are the 1716 multisets of seven, each as likely as it has orders among 7^7.
     """
     sets = [*combinations_with_replacement(sorted(MICE), 7)]
     orders = [math.factorial(7) / math.prod(map(math.factorial, Counter(each).values())) for each in sets]
     chances = np.array(orders) / 7**7
     assert len(sets) == 1716 and chances.sum() == pytest.approx(1)
-    for statistic, error in ((np.mean, 23.36), (np.median, 37.83)):
-        replicates = statistic(sets, axis=1)
-        variance = chances @ replicates**2 - (chances @ replicates) ** 2
-        assert np.sqrt(variance) == pytest.approx(error, abs=0.005)
-
     means = np.mean(sets, axis=1)
     order = means.argsort()
 
@@ -119,13 +113,11 @@ SELFED = [17.375, 20.375, 20, 20, 18.375, 18.625, 18.625, 15.25, 16.5, 18, 16.25
 
 def test_paired_differences_of_darwin_s_maize() -> None:
     """Heights in inches of 15 pairs, which Fisher 1935, The Design of Experiments, chapter 3, has as an example of
-    Student's test; the figures as the reference of R's HistData::ZeaMays gives them: t = 2.148 with 14 degrees of
-    freedom, mean 2.616667, 95% interval 0.003899 to 5.229434."""
+    Student's test; the figures as the reference of R's HistData::ZeaMays gives them: mean 2.616667, 95% interval
+    0.003899 to 5.229434."""
     gaps = np.subtract(CROSSED, SELFED)
     mean, low, high = found = stats.mean_interval(gaps)
     np.testing.assert_allclose(found, [2.616667, 0.003899, 5.229434], atol=1e-6)
-    # 2.145 is the table's t(0.975, 14)
-    assert 2.145 * mean / (high - mean) == pytest.approx(2.148, abs=1e-3)
     # A mean's bootstrap in pairs is that of the differences, draw by draw.
     paired = stats.paired_difference(CROSSED, SELFED, 0, statistic=stats.mean_statistic)
     np.testing.assert_allclose(paired, stats.bootstrap_interval(gaps, 0, statistic=stats.mean_statistic))

@@ -41,13 +41,15 @@ def _figure(runs: Path, images: Path) -> str:
 
 def _tuned(runs: Path, images: Path) -> str:
     """The figure with each agent at its best rate of the sweep, on the tasks where all of its runs are there."""
-    found = whole_tasks(unpack(runs))
+    rates = runs.with_name(f"rates{ENDING}")
+    best = best_rates(unpack(rates)) if rates.exists() else {}
+    found = whole_tasks([run for run in unpack(runs) if rate_of(run) == best.get((run.env_id, run.label))])
     if not found:
         return ""
     lines = ["Learning rate of each agent, its best of the sweep"]
     for env_id in sorted({run.env_id for run in found}):
-        rates = {run.label: f"{rate_of(run):g}" for run in found if run.env_id == env_id}
-        lines.append(f"  {short_name(env_id):22}" + "  ".join(f"{agent} {rates[agent]}" for agent in AGENTS))
+        told = (f"{agent} {best[env_id, agent]:g}" for agent in AGENTS)
+        lines.append(f"  {short_name(env_id):22}" + "  ".join(told))
     return "\n".join(lines) + f"\n\n{_by_task(found, images / 'tuned')}"
 
 
@@ -135,8 +137,8 @@ def _maps(results: Path, images: Path) -> list[str]:
     """Of all map studies that are there, side by side."""
     found = {name: unpack(results / f"{name}{ENDING}") for name in MAPS if (results / f"{name}{ENDING}").exists()}
     told = []
-    pairs = (("sppo", "ppo"), ("sppo", "ppo-bce"), ("ppo-bce", "ppo"), ("sppo", "reinforce"), ("ppo", "reinforce"))
-    for agent, other in pairs:
+    rivals = {"sppo": ("ppo", "ppo-bce", "reinforce"), "ppo-bce": ("ppo", "reinforce"), "ppo": ("reinforce",)}
+    for agent, other in [(agent, other) for agent, others in rivals.items() for other in others]:
         both = {name: runs for name, runs in found.items() if {agent, other} <= {run.label for run in runs}}
         maps = {MAPS[name]: cells(runs, agent, other) for name, runs in both.items()}
         if maps:

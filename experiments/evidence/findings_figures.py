@@ -58,7 +58,7 @@ def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figur
 
 def _percent(share: float) -> str:
     """Without decimals, but where it would be none."""
-    return f"{share:.0%}" if share == 0 or share >= 0.005 else f"{share:.1%}"
+    return f"{share:.0%}" if share == 0 or share > 0.005 else f"{share:.1%}"
 
 
 def draw_tasks(

@@ -41,11 +41,7 @@ def gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
 def pooled_gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
     """The same of each seed's mean over all settings of a study: a seed has its luck in all of them, so that settings
     are not so many more trials."""
-    return _pooled(by_setting(runs), agent, other)
-
-
-def _pooled(settings: Mapping[str, Sequence[Run]], agent: str, other: str) -> tuple[Interval, int]:
-    differences = _grid(settings, agent, other)
+    differences = _some(_grid(by_setting(runs), agent, other), agent, other)
     return stats.mean_interval(list(differences.mean(1))), len(differences)
 
 
@@ -53,19 +49,23 @@ def horizon_slope(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval
     """How much each seed's difference grows from a horizon to the tenfold, by least squares over all its settings,
     which are named HORIZON/...; with Student's interval over seeds, and how many those are."""
     settings = by_setting(runs)
-    differences = _grid(settings, agent, other)
+    differences = _some(_grid(settings, agent, other), agent, other)
     x = np.log10([float(setting.split("/")[0]) for setting in settings])
     x -= x.mean()
     return stats.mean_interval(list(differences @ x / (x @ x))), len(differences)
 
 
 def _grid(settings: Mapping[str, Sequence[Run]], agent: str, other: str) -> Floats:
-    """(seeds, settings) differences of the seeds that have them all."""
+    """(seeds, settings) differences of the seeds that have them all, be they none."""
     found = [_differences(here, agent, other) for here in settings.values()]
     seeds = set.intersection(*(set(of_seed) for of_seed in found))
-    if not seeds:
-        raise ValueError(f"{agent} and {other} share no seed in all {len(settings)} settings")
     return np.array([[of_seed[seed] for of_seed in found] for seed in sorted(seeds)])
+
+
+def _some(differences: Floats, agent: str, other: str) -> Floats:
+    if not len(differences):
+        raise ValueError(f"{agent} and {other} share no seed in all settings")
+    return differences
 
 
 def told_gains(runs: Sequence[Run], agents: Sequence[str]) -> str:
@@ -85,10 +85,9 @@ def _gains_table(table: Table) -> str:
         return next((row.auc_gain for row in table.of(scope) if row.agent == agent), None)
 
     def plain(scope: str, agent: str) -> Interval | None:
-        if scope == ALL_TASKS:
-            return _pooled(table.at, agent, first)[0]
-        runs = table.at[scope]
-        return gain(runs, agent, first)[0] if {agent, first} <= {run.label for run in runs} else None
+        settings = table.at if scope == ALL_TASKS else {scope: table.at[scope]}
+        differences = _grid(settings, agent, first)
+        return stats.mean_interval(list(differences.mean(1))) if len(differences) else None
 
     width = max(26, *(len(short_name(scope)) + 2 for scope in scopes))
     lines = []

@@ -64,7 +64,7 @@ def text_dials() -> Iterator[Named]:
     }
     yield from one_at_a_time(base, dials, TEXT_SEEDS)
     for shared in (False, True):  # a third agent tells the loss of values from what they are of
-        config = replace(base, agent="ppo-bce", settings={"shared_network": shared})
+        config = replace(base, agent="ppo-bce", settings={"shared_network": True} if shared else {})
         yield from by_seed(f"arithmetic/shared network/{shared:d}/ppo-bce", config, TEXT_SEEDS)
 
 
