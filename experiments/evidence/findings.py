@@ -84,16 +84,19 @@ def _dials(runs: Path, images: Path) -> str:
     loaded = unpack(runs)
     save_figure(draw_dials(loaded), images / runs.name.removesuffix(ENDING))
     lines = [
-        "Success at the start, mean areas under the curve, and sppo - ppo, as one thing varies, "
+        "Success at the start, mean areas under the curve, and SPPO's less the other's, as one thing varies, "
         "[95% t interval over paired seeds]",
-        f"  {'':55}  start  ppo    sppo   sppo - ppo",
+        f"  {'':50}  start  other           sppo   sppo - other",
     ]
     for setting, here in sorted(by_setting(loaded).items(), key=lambda found: by_value(found[0])):
         start = np.mean([run.evals["success_rate"][0] for run in here])
-        areas = [np.mean([area(run) for run in here if run.label == agent]) for agent in ("ppo", "sppo")]
-        difference, n = gain(here, "sppo", "ppo")
-        told = "  ".join(f"{x:.3f}" for x in (start, *areas))
-        lines.append(f"  {setting:55}  {told}  {signed(difference.estimate)} {bounds(difference, signed)}  n = {n}")
+        areas = {name: np.mean([area(run) for run in here if run.label == name]) for name in in_order(here)}
+        for other in (name for name in areas if name != "sppo"):
+            difference, n = gain(here, "sppo", other)
+            lines.append(
+                f"  {setting:50}  {start:.3f}  {other:8} {areas[other]:.3f}  {areas['sppo']:.3f}  "
+                f"{signed(difference.estimate)} {bounds(difference, signed)}  n = {n}"
+            )
     return "\n".join(lines)
 
 
