@@ -35,7 +35,7 @@ from sppo.experiments.runlog import RunLog
 from sppo.experiments.settings import make
 from sppo.experiments.shapes import SHAPES, shape_of
 from sppo.experiments.tasks import task as about_task
-from sppo.experiments.text_config import TextConfig, text_config
+from sppo.experiments.text_config import TextConfig, check_shared, text_config
 from sppo.experiments.text_memory import UnknownShape, fits
 from sppo.llm.engine import Engine
 from sppo.llm.engine_hf import HFEngine
@@ -76,7 +76,7 @@ def resolve(config: RunConfig) -> RunConfig:
     if start in (None, "none"):
         raise ValueError(f"{config.env_id} needs a model to start from: name one with --model")
     if settings["shared_network"]:
-        _check_shared(text)
+        check_shared(text)
     find_model(start)
     if text.critic != "policy":
         find_model(text.critic)
@@ -89,17 +89,6 @@ def resolve(config: RunConfig) -> RunConfig:
         start=str(Path(start).resolve()) if start not in model_names() and Path(start).exists() else start,
         env_kwargs=env_kwargs,
     )
-
-
-def _check_shared(text: TextConfig) -> None:
-    """Raise ValueError for a critic of its own beside a shared_network, or a network that could not be shared."""
-    alone = {"critic": "policy", "critic_layers": None, "critic_kind": "full", "lora_rank": None, "ranks": None}
-    for name, value in alone.items():
-        if (got := getattr(text, name)) != value:
-            raise ValueError(
-                f"in a shared_network the critic is a head behind all of the policy's layers, on one process: {name} "
-                f"must be {json.dumps(value)}, got {got}"
-            )
 
 
 def check(configs: Sequence[RunConfig]) -> None:

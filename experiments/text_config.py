@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,6 +110,17 @@ def check_over(config: Any) -> None:
         over = getattr(config, name)
         if over is not None and (over < 1 or config.ranks % over):
             raise ValueError(f"{name} must divide the number of ranks, {config.ranks}, got {over}")
+
+
+def check_shared(text: TextConfig) -> None:
+    """Raise ValueError for a critic of its own beside a shared_network, or a network that could not be shared."""
+    alone = {"critic": "policy", "critic_layers": None, "critic_kind": "full", "lora_rank": None, "ranks": None}
+    for name, value in alone.items():
+        if (got := getattr(text, name)) != value:
+            raise ValueError(
+                f"in a shared_network the critic is a head behind all of the policy's layers, on one process: {name} "
+                f"must be {json.dumps(value)}, got {got}"
+            )
 
 
 def text_config(config: RunConfig) -> TextConfig:

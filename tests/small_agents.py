@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,17 @@ def learned_together_and_alone(make: Callable[[int], Any]) -> list[tuple[Any, An
         b.learn(total_episodes=24)
         torch.testing.assert_close(a.learner.flat, b.learner.flat, atol=2e-4, rtol=0)
     return pairs
+
+
+def learns_values_and_goes_on(agent: Any, env: Any, folder: Path) -> None:
+    """The loss of values falls, and an agent loaded with this environment goes on bit for bit."""
+    losses = [agent.train_once()["train/value_loss"] for _ in range(30)]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    agent.save(folder)
+    loaded = type(agent).load(folder, env)
+    for one in (agent, loaded):
+        one.train_once()
+    assert torch.equal(agent.learner.flat, loaded.learner.flat)
 
 
 def told(outcomes: list[float], lengths: list[int] | None = None, keys: list[int] | None = None) -> Trajectories:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 pytest.importorskip("transformers", reason="needs the extra sppo[llm]")
 
 from fake_text import toy_sampler
+from small_agents import learns_values_and_goes_on
 
 from sppo.agents import PPO, PPOBCE, SPPO
 from sppo.experiments.config import RunConfig
@@ -73,14 +74,7 @@ def test_the_joint_gradient_is_the_sum_of_both(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_values_and_goes_on_bit_for_bit(kind: Any, tmp_path: Path) -> None:
-    agent = shared(kind)
-    losses = [agent.train_once()["train/value_loss"] for _ in range(30)]
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-    agent.save(tmp_path)
-    loaded = kind.load(tmp_path, toy_sampler())
-    for one in (agent, loaded):
-        one.train_once()
-    assert torch.equal(agent.learner.flat, loaded.learner.flat)
+    learns_values_and_goes_on(shared(kind), toy_sampler(), tmp_path)
 
 
 def test_it_begins_where_it_is_told_and_is_no_part_of_the_model(tmp_path: Path) -> None:

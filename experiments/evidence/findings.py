@@ -32,7 +32,7 @@ def _by_task(runs: Sequence[Run], image: Path) -> str:
     save_figure(draw_tasks(table, root=True), image)
     if table.of(ALL_TASKS):
         save_figure(draw_profiles(table), image.with_name(f"{image.name}-profiles"))
-    return f"{format_table(table)}\n\n{told_gains(runs, table.agents)}"
+    return f"{format_table(table)}\n\n{told_gains(table)}"
 
 
 def _figure(runs: Path, images: Path) -> str:

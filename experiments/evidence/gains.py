@@ -41,7 +41,7 @@ def gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
 def pooled_gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
     """The same of each seed's mean over all settings of a study: a seed has its luck in all of them, so that settings
     are not so many more trials."""
-    differences = _some(_grid(by_setting(runs), agent, other), agent, other)
+    differences = _some(by_setting(runs), agent, other)
     return stats.mean_interval(list(differences.mean(1))), len(differences)
 
 
@@ -49,7 +49,7 @@ def horizon_slope(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval
     """How much each seed's difference grows from a horizon to the tenfold, by least squares over all its settings,
     which are named HORIZON/...; with Student's interval over seeds, and how many those are."""
     settings = by_setting(runs)
-    differences = _some(_grid(settings, agent, other), agent, other)
+    differences = _some(settings, agent, other)
     x = np.log10([float(setting.split("/")[0]) for setting in settings])
     x -= x.mean()
     return stats.mean_interval(list(differences @ x / (x @ x))), len(differences)
@@ -62,17 +62,19 @@ def _grid(settings: Mapping[str, Sequence[Run]], agent: str, other: str) -> Floa
     return np.array([[of_seed[seed] for of_seed in found] for seed in sorted(seeds)])
 
 
-def _some(differences: Floats, agent: str, other: str) -> Floats:
-    if not len(differences):
-        raise ValueError(f"{agent} and {other} share no seed in all settings")
-    return differences
+def _some(settings: Mapping[str, Sequence[Run]], agent: str, other: str) -> Floats:
+    """The same, where there must be some."""
+    if not len(found := _grid(settings, agent, other)):
+        raise ValueError(f"{agent} and {other} share no seed in all {len(settings)} settings")
+    return found
 
 
-def told_gains(runs: Sequence[Run], agents: Sequence[str]) -> str:
-    """Over the first agent and, where it is there, over SPPO."""
-    firsts = dict.fromkeys([agents[0], *(agent for agent in agents if agent == "sppo")])
-    orders = [[first, *(agent for agent in agents if agent != first)] for first in firsts]
-    return "\n\n".join(_gains_table(summarize(runs, order)) for order in orders)
+def told_gains(table: Table) -> str:
+    """Over the first agent and, where it is another, over SPPO."""
+    tables = [table]
+    if "sppo" in table.agents[1:]:
+        tables.append(summarize(table.runs, ["sppo", *(agent for agent in table.agents if agent != "sppo")]))
+    return "\n\n".join(map(_gains_table, tables))
 
 
 def _gains_table(table: Table) -> str:

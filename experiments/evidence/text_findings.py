@@ -32,7 +32,7 @@ def told_by_task(runs: Sequence[Run]) -> str:
         mine = [run for run in runs if run.env_id == env_id]
         table = summarize(mine, in_order(mine), threshold=THRESHOLDS.get(env_id, THRESHOLD))
         told.append(f"{format_table(table)}\n\n{_seconds_table(table, env_id)}")
-    told.append(told_gains(runs, in_order(runs)))
+    told.append(told_gains(summarize(runs, in_order(runs))))
     return "\n\n".join(told)
 
 
