@@ -36,6 +36,9 @@ LUNAR = "sppo/LunarLander-v0"
 CARTPOLE_HORIZONS = (25, 50, 100, 200, 400)
 CARTPOLE_SEEDS = range(20)
 """Of the map over CartPole, where five left SPPO and PPO undecided."""
+HIGHER_RATES = (1e-3, 3e-3)
+"""Of the policy, at which that map is made again: at the common one all that it shows may be one of slow learning."""
+HIGHER_SEEDS = range(10)
 WINDOWS = {0.01: 0.03, 0.05: 0.2, 0.4: 0.6}
 """Of the success of start policies: low to high."""
 RESULTS = Path("docs/results")
@@ -117,10 +120,10 @@ def chain_goal(horizon: int, success: float) -> int:
     return 2 + max(1, round(binom.isf(success, horizon, 0.5)))
 
 
-def _map(horizon: int, success: float, seeds: Iterable[int], **settings: Any) -> Iterator[Named]:
+def _map(horizon: int, success: float, seeds: Iterable[int], **about: Any) -> Iterator[Named]:
     """One cell: both critics and none."""
     for agent in MAPPED:
-        config = RunConfig(agent=agent, total_episodes=3_200, n_evals=25, n_eval_episodes=100, **settings)
+        config = RunConfig(agent=agent, total_episodes=3_200, n_evals=25, n_eval_episodes=100, **about)
         yield from by_seed(f"{horizon}/{success:g}/{agent}", config, seeds)
 
 
@@ -132,13 +135,20 @@ def _chain_map() -> Iterator[Named]:
             yield from _map(horizon, success, SEEDS, env_id=CHAIN, env_kwargs=dials, start="none")
 
 
-def _cartpole_map() -> Iterator[Named]:
+def _cartpole_map(seeds: Iterable[int] = CARTPOLE_SEEDS, **about: Any) -> Iterator[Named]:
     """From start policies cloned for each horizon into a window of success: see `commands.make_starts`."""
     for horizon in CARTPOLE_HORIZONS:
         for low in WINDOWS:
             start = str(STARTS_MADE / f"{horizon}" / f"{low:g}" / short_name(CARTPOLE))
             kwargs = {"horizon": horizon}
-            yield from _map(horizon, low, CARTPOLE_SEEDS, env_id=CARTPOLE, env_kwargs=kwargs, start=start)
+            yield from _map(horizon, low, seeds, env_id=CARTPOLE, env_kwargs=kwargs, start=start, **about)
+
+
+def _cartpole_rates() -> Iterator[Named]:
+    """The same cells at higher rates of the policy; the common one is the map's."""
+    for rate in HIGHER_RATES:
+        for name, config in _cartpole_map(HIGHER_SEEDS, settings={"learning_rate": rate}):
+            yield f"{rate:g}/{name}", config
 
 
 def _dials() -> Iterator[Named]:
@@ -201,6 +211,10 @@ STUDIES = {
     "cartpole-map": Study(
         question="A critic of every step, of the start or none, over horizon and start success, on Precision CartPole",
         runs=_cartpole_map,
+    ),
+    "cartpole-rates": Study(
+        question="The map on Precision CartPole at higher learning rates",
+        runs=_cartpole_rates,
     ),
     "dials": Study(
         question="PPO and SPPO as one thing varies: batch, spread of starts, critic, noise of reward, networks shared",
