@@ -11,11 +11,11 @@ from sppo.experiments.compact import ENDING
 from sppo.experiments.evidence.calibrations import BY_SIZE, told_calibrations, told_critics
 from sppo.experiments.evidence.findings_figures import (
     draw_dials,
-    draw_map,
     draw_profiles,
     draw_tasks,
 )
-from sppo.experiments.evidence.gains import Cell, cells, gain, horizon_slope, pooled_gain, told_gains
+from sppo.experiments.evidence.gains import gain, told_gains
+from sppo.experiments.evidence.maps import MAPS, told_map_rates, told_maps
 from sppo.experiments.evidence.studies import SEEDS, STUDIES, best_rates, rate_of
 from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.text_findings import THRESHOLD, THRESHOLDS, in_order, told_by_task, told_of_single_runs
@@ -118,39 +118,6 @@ def _rates(runs: Path, images: Path) -> str:
     return "\n".join(lines)
 
 
-def _map_table(name: str, runs: Sequence[Run], rows: list[list[Cell]], agent: str, other: str) -> str:
-    lines = [f"{name}: area under the curve, {agent} - {other}, [95% t interval over paired seeds]"]
-    later = [run for run in runs if run.seed not in SEEDS]  # taken after the first had been looked at
-    for told, mine in (("all settings", runs), (f"all settings, from seed {SEEDS.stop} on", later)):
-        if mine:
-            overall, seeds = pooled_gain(mine, agent, other)
-            lines.append(f"  {told}  {signed(overall.estimate)} {bounds(overall, signed)}  n = {seeds}")
-    slope, seeds = horizon_slope(runs, agent, other)
-    lines.append(f"  per tenfold horizon  {signed(slope.estimate)} {bounds(slope, signed)}  n = {seeds}")
-    for row in rows:
-        for c in row:
-            lines.append(
-                f"  horizon {c.x:5g}  start success {c.success:.3f}  {signed(c.gain.estimate)} "
-                f"{bounds(c.gain, signed)}  n = {c.seeds}"
-            )
-    return "\n".join(lines)
-
-
-def _maps(results: Path, images: Path) -> list[str]:
-    """Of all map studies that are there, side by side."""
-    found = {name: unpack(results / f"{name}{ENDING}") for name in MAPS if (results / f"{name}{ENDING}").exists()}
-    told = []
-    rivals = {"sppo": ("ppo", "ppo-bce", "reinforce"), "ppo-bce": ("ppo", "reinforce"), "ppo": ("reinforce",)}
-    for agent, other in [(agent, other) for agent, others in rivals.items() for other in others]:
-        both = {name: runs for name, runs in found.items() if {agent, other} <= {run.label for run in runs}}
-        maps = {MAPS[name]: cells(runs, agent, other) for name, runs in both.items()}
-        if maps:
-            save_figure(draw_map(maps, agent, other), images / f"map-{agent}-{other}")
-            told += [_map_table(MAPS[name], runs, maps[MAPS[name]], agent, other) for name, runs in both.items()]
-    return told
-
-
-MAPS = {"chain-map": "SparseChain", "cartpole-map": "Precision CartPole", "text-map": "Chains, in tokens"}
 DRAWN: dict[str, Callable[[Path, Path], str]] = {
     "figure": _figure,
     "rates": _rates,
@@ -162,6 +129,7 @@ DRAWN: dict[str, Callable[[Path, Path], str]] = {
     "text-pool": _text,
     BY_SIZE: told_critics,
     "smollm2": _single_runs,
+    "cartpole-rates": told_map_rates,
 }
 
 
@@ -176,6 +144,6 @@ def redraw(results: Path, images: Path) -> str:
         raise ValueError(f"{results} must hold packed runs, such as {next(iter(STUDIES))}{ENDING}")
     images.mkdir(parents=True, exist_ok=True)
     told = {f"sppo study {name}": DRAWN[name](results / f"{name}{ENDING}", images) for name in names if name in DRAWN}
-    told["; ".join(f"sppo study {name}" for name in names if name in MAPS)] = "\n\n".join(_maps(results, images))
+    told["; ".join(f"sppo study {name}" for name in names if name in MAPS)] = told_maps(results, images)
     told["sppo calibrate RUN"] = told_calibrations(results, images)
     return "\n\n".join(f"{made_by}\n\n{tables}" for made_by, tables in told.items() if tables)

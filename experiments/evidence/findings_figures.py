@@ -25,7 +25,7 @@ def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figur
 
     By chance alone it does so in one of twenty cells.
     """
-    ends = max(abs(c.gain.estimate) for rows in maps.values() for row in rows for c in row)
+    ends = max(abs(c.gain.estimate) for rows in maps.values() for row in rows for c in row) or 1.0
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(1.2 + 6.2 * len(maps), 3.9), layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, len(maps)))
@@ -162,11 +162,7 @@ def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> 
                 values = {value: unsorted[value] for value in sorted(unsorted, key=float)}
                 for agent in agents:
                     at = [_mean_area([run for run in here if run.label == agent]) for here in values.values()]
-                    x = np.arange(len(values)) + 0.08 * (agents.index(agent) - 0.5)
-                    middle = np.array([interval.estimate for interval in at])
-                    ends = np.array([[i.estimate - i.low for i in at], [i.high - i.estimate for i in at]])
-                    colour = colour_of(agents, agent)
-                    ax.errorbar(x, middle, ends, fmt="o-", color=colour, markersize=4, capsize=2, label=agent)
+                    _draw_intervals(ax, at, agents, agent)
                 ax.set_xticks(range(len(values)), list(values))
                 ax.set_xlabel(dial)
             seeds = {run.seed for of_dial in dials.values() for here in of_dial.values() for run in here}
@@ -174,6 +170,35 @@ def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> 
             row[0].set_ylim(max(low, 0.0), min(high, 1.02))  # Student's intervals reach beyond a share
             row[0].set_ylabel(f"{task}\narea under the curve, n = {len(seeds)}")
         axes[0, 0].legend()
+    return figure
+
+
+def _draw_intervals(ax: Axes, at: Sequence[Interval], agents: Sequence[str], agent: str, line: str = "-") -> None:
+    """An agent's, at 0, 1, 2 and so on, beside those of the others."""
+    x = np.arange(len(at)) + 0.08 * (agents.index(agent) - (len(agents) - 1) / 2)
+    middle = np.array([interval.estimate for interval in at])
+    ends = np.array([[i.estimate - i.low for i in at], [i.high - i.estimate for i in at]])
+    ax.errorbar(x, middle, ends, fmt=f"o{line}", color=colour_of(agents, agent), markersize=4, capsize=2, label=agent)
+
+
+def draw_rates(areas: Mapping[str, Mapping[str, Interval]], gains: Mapping[str, Mapping[str, Interval]]) -> Figure:
+    """Areas of agents by learning rate, and what others gain over the first, at each rate and at each one's best."""
+    agents = list(areas)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for agent, by_rate in areas.items():
+            _draw_intervals(left, list(by_rate.values()), agents, agent)
+        for agent, by_rate in gains.items():
+            _draw_intervals(right, list(by_rate.values()), agents, agent, line="")
+        right.axhline(0.0, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
+        for ax, of in ((left, areas), (right, gains)):
+            names = list(next(iter(of.values())))
+            ax.set_xticks(range(len(names)), names)
+            ax.set_xlabel("learning rate of the policy")
+        left.set_ylabel("mean area over the map")
+        right.set_ylabel(f"area gained over {agents[0]}")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(agents))
     return figure
 
 

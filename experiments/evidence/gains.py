@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,15 @@ def pooled_gain(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, 
     are not so many more trials."""
     differences = _some(by_setting(runs), agent, other)
     return stats.mean_interval(list(differences.mean(1))), len(differences)
+
+
+def pooled_area(runs: Sequence[Run], agent: str) -> Interval:
+    """Mean area over all settings of a study, with Student's interval over seeds."""
+    by_seed: dict[int, list[float]] = {}
+    for run in runs:
+        if run.label == agent:
+            by_seed.setdefault(run.seed, []).append(area(run))
+    return stats.mean_interval([fmean(areas) for areas in by_seed.values()])
 
 
 def horizon_slope(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval, int]:
