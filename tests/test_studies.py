@@ -32,8 +32,10 @@ def test_agents_of_a_study_differ_in_nothing_else(name: str) -> None:
     for run, config in STUDIES[name].runs():
         setting, agent, seed = run.rsplit("/", 2)
         assert agent == config.agent and seed == f"seed{config.seed}"
-        seen[setting, config.seed].add(repr(replace(config, agent="")))
-        assert set(config.settings) <= COMMON
+        own = config.settings.keys() - COMMON
+        assert own <= ({"gae_lambda"} if "/gae lambda/" in run and agent == "ppo" else set()), "which SPPO has not"
+        common = {name: value for name, value in config.settings.items() if name not in own}
+        seen[setting, config.seed].add(repr(replace(config, agent="", settings=common)))
     assert all(len(configs) == 1 for configs in seen.values())
 
 
@@ -128,10 +130,10 @@ def test_every_agent_of_a_study_exists() -> None:
     assert set(studies.AGENTS) <= set(AGENTS)
 
 
-@pytest.mark.parametrize(("name", "made"), [("dials", 360), ("text-dials", 84)])
+@pytest.mark.parametrize(("name", "made"), [("dials", 390), ("text-dials", 84)])
 def test_the_run_that_dials_share_is_made_once(name: str, made: int) -> None:
     """Values but for the own one of each dial, and the base: 2 + 2 + 3 + 2 + 2 + 1 + 1 on CartPole and the walk,
-    2 + 2 + 3 + 2 + 1 on MountainCar, each by two agents and five seeds; on text 2 + 3 + 2 + 2 + 2 + 1 + 1,
+    2 + 2 + 3 + 2 + 1 on MountainCar, each by two agents and five seeds, and two of PPO's lambda on each; on text 2 + 3 + 2 + 2 + 2 + 1 + 1,
     three seeds, and a shared network or not by a third agent."""
     listed, named = list(STUDIES[name].runs()), STUDIES[name].named()
     assert len(named) == made
@@ -144,7 +146,10 @@ def test_a_value_of_a_dial_is_what_its_name_says() -> None:
     for run, config in [run for name in ("dials", "text-dials") for run in STUDIES[name].runs()]:
         _, dial, value, *_ = run.split("/")
         resolved = resolve(config)
-        if dial == "start spread":
+        if dial == "gae lambda" and config.agent == "sppo":
+            found = float(value)  # it has none, and is the base
+            assert not config.settings
+        elif dial == "start spread":
             found = episodes(config.env_id, **config.env_kwargs).start_spread
         elif dial == "spread of terms":
             found = int(np.diff(resolved.env_kwargs["terms"])[0])
@@ -154,25 +159,25 @@ def test_a_value_of_a_dial_is_what_its_name_says() -> None:
 
 
 def test_what_was_made_once_is_found_under_all_its_names() -> None:
-    """CartPole's base under six; a run that is there under its own name stays."""
+    """CartPole's base under seven; a run that is there under its own name stays."""
     first = "PrecisionCartPole-v0/episodes per update/64/ppo/seed0"
     own = "PrecisionCartPole-v0/reward noise/0/ppo/seed0"
     runs = sweep({("ppo", 1.0): [0.5, 0.6]})
     made, old = (replace(run, name=name) for run, name in zip(runs, (first, own), strict=True))
-    assert len(study("dials").under_all_names([made])) == 6
+    assert len(study("dials").under_all_names([made])) == 7
     found = {run.name: run for run in study("dials").under_all_names([made, old])}
     assert found[own] is old
     assert found["PrecisionCartPole-v0/start spread/0.05/ppo/seed0"].success_rate == made.success_rate
 
 
 def test_what_was_made_once_is_found_whichever_of_its_names_it_has() -> None:
-    """A base that lies under its last name alone is there under all six; what another study made is left out."""
+    """A base that lies under its last name alone is there under all seven; what another study made is left out."""
     (run,) = sweep({("ppo", 1.0): [0.5]})
     last = "PrecisionCartPole-v0/shared network/0/ppo/seed0"
     found = study("dials").under_all_names(
         [replace(run, name=last), replace(run, name="PrecisionCartPole-v0/ppo/seed0")]
     )
-    assert len(found) == 6 and found[0].name == last
+    assert len(found) == 7 and found[0].name == last
     assert "PrecisionCartPole-v0/episodes per update/64/ppo/seed0" in {each.name for each in found}
 
 

@@ -175,7 +175,12 @@ def _dials() -> Iterator[Named]:
                 "reward noise": of_setting("reward_noise", 0, (0, 0.1, 0.3)),
                 "shared network": of_setting("shared_network", False, (False, True)),
             }
-        yield from one_at_a_time(replace(base, n_evals=25, n_eval_episodes=100), dials, SEEDS)
+        base = replace(base, n_evals=25, n_eval_episodes=100)
+        yield from one_at_a_time(base, dials, SEEDS)
+        for lambd in (0.9, 0.95, 1):  # SPPO has none: it stands beside each as it is
+            for agent, settings in ("ppo", of_setting("gae_lambda", 1, [lambd])[lambd]), ("sppo", {}):
+                config = replace(base, agent=agent, **settings)
+                yield from by_seed(f"{short_name(base.env_id)}/gae lambda/{lambd:g}/{agent}", config, SEEDS)
 
 
 def _critics() -> Iterator[Named]:
