@@ -17,7 +17,7 @@ NUMBERS = 3
 
 
 def matrix(table: Table, command: str) -> str:
-    """Marked only where the interval leaves out zero; a row per agent, or per setting, of which there are more."""
+    """Marked only where a difference is clear; a row per agent, or per setting, of which there are more."""
     return _by_setting(table, command) if table.of_settings else _by_agent(table, command)
 
 
@@ -84,7 +84,8 @@ def _caption(table: Table, command: str, where: str) -> str:
     first = escape(table.agents[0])
     told = (
         f"Gain in AUC over {first}, whose own AUC is in its {where}. "
-        '<span class="ahead">▲ ahead</span> <span class="behind">▼ behind</span>: the interval leaves out zero.'
+        '<span class="ahead">▲ ahead</span> <span class="behind">▼ behind</span>: the interval leaves out zero'
+        f"{'' if table.of_settings else ', and that of the plain mean too (Student), which the mouse shows'}."
         if len(table.agents) > 1
         else "Success rate averaged over training (AUC)."
     )
@@ -114,4 +115,6 @@ def _cell(row: Row | None, reference: bool, keyed: bool = False) -> str:
         kind, mark = (' class="ahead"', "▲ ") if shown.estimate > 0 else (' class="behind"', "▼ ")
     key = f' data-key="{shown.estimate}"' if keyed else ""
     spread = bounds(shown, form) if seeds > 1 else "one seed"
+    if not reference and row.mean_gain and row.pairs > 1:
+        key += f' title="plain mean {signed(row.mean_gain.estimate)} {bounds(row.mean_gain, signed)}"'
     return f"<td{kind}{key}>{mark}{form(shown.estimate)}<small>{spread}</small></td>"

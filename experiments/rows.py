@@ -32,6 +32,8 @@ class Row:
     pairs: int = 0
     """The seeds that gains are over: those that both agents have; where they are not paired the fewer."""
     auc_gain: Interval | None = None
+    mean_gain: Interval | None = None
+    """The same of plain means, with Student's interval, which holds its level for few seeds too."""
     final_gain: Interval | None = None
     improvement: Interval | None = None
     paired: bool = False
@@ -63,6 +65,7 @@ class Robust:
             pairs=min(len(mine), len(others)),
             final_gain=self._gain(mine[:, 0], others[:, 0], paired),
             auc_gain=self._gain(mine[:, 1], others[:, 1], paired),
+            mean_gain=self._mean_gain(mine[:, 1].mean(1), others[:, 1].mean(1), paired),
             improvement=stats.probability_of_improvement(mine[:, 1], others[:, 1], self.seed, level=self.level),
             paired=paired,
         )
@@ -80,6 +83,11 @@ class Robust:
         gap = stats.paired_difference if paired else stats.difference
         return gap(mine, others, self.seed, level=self.level)
 
+    def _mean_gain(self, mine: Floats, others: Floats, paired: bool) -> Interval:
+        if paired:
+            return stats.mean_interval(mine - others, level=self.level)
+        return stats.mean_difference(mine, others, level=self.level)
+
 
 class Plain(Robust):
     """Means with Student's intervals, over the seeds that two agents share: a study has many settings of few seeds, and
@@ -96,4 +104,4 @@ class Plain(Robust):
         return np.stack([mine[seed] for seed in shared]), np.stack([others[seed] for seed in shared]), True
 
     def _gain(self, mine: Floats, others: Floats, paired: bool) -> Interval:
-        return stats.mean_interval((mine - others).mean(1), level=self.level)
+        return self._mean_gain(mine.mean(1), others.mean(1), paired)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
+from scipy.stats import ttest_ind
 
 Floats = NDArray[np.float64]
 # Reduces the last two axes, seeds and tasks: (..., S, K) -> (...)
@@ -251,6 +252,26 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
         return Interval(mean, -np.inf, np.inf)
     half = float(student.ppf((1.0 + level) / 2.0, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v)))
     return Interval(mean, mean - half, mean + half)
+
+
+def mean_difference(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean of X minus mean of Y, of runs that are not paired, with the interval of Student's test for unlike variances.
+
+    Source: Welch 1947.
+    Args:
+        x, y: (S_x,) and (S_y,), finite.
+        level: coverage asked for, in (0, 1).
+    Raises:
+        ValueError: as `mean_interval`. Where one has a single value, the interval is infinite.
+    """
+    xs, ys = checked("x", x, (1,), finite=True), checked("y", y, (1,), finite=True)
+    gap = float(xs.mean() - ys.mean())
+    if min(len(xs), len(ys)) == 1:
+        return Interval(gap, -np.inf, np.inf)
+    if xs.std() == ys.std() == 0:  # which the test divides by
+        return Interval(gap, gap, gap)
+    low, high = ttest_ind(xs, ys, equal_var=False).confidence_interval(level)
+    return Interval(gap, float(low), float(high))
 
 
 def difference(

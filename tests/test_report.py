@@ -6,11 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_runs import CARTPOLE, write_run
 from report_pages import COMMAND, Page, records
 
-from sppo.experiments.answer import answer, grounds
+from sppo.experiments.answer import answer, grounds, is_clear
 from sppo.experiments.differences import differences, flatten
 from sppo.experiments.matrix import matrix
 from sppo.experiments.packed import pack
@@ -24,7 +25,8 @@ def test_words_say_who_is_ahead_by_how_much_and_how_surely(two_agents: Path) -> 
     # areas 0.25 and 0.75 on all three seeds
     assert answer(summarize(two_agents)) == [
         "On PrecisionCartPole-v0 sppo (+0.500 [+0.500, +0.500]) learns faster than ppo.",
-        "Numbers: gain in success rate averaged over training (AUC), its 95% interval over n = 3 seeds.",
+        "Numbers: gain in success rate averaged over training (AUC), its 95% interval over n = 3 seeds. "
+        "A difference is clear where zero is outside of that interval and of Student's of the plain mean.",
     ]
 
 
@@ -80,7 +82,7 @@ def test_first_screen_of_several_tasks(two_tasks: Path) -> None:
         ("PrecisionCartPole-v0", "n = 2, 1.00k episodes"),
     ]
     row = shown.split('<th scope="row">')[2]
-    assert re.findall(r"<td([^>]*)>([^<]+)<small>", row) == [
+    assert re.findall(r"<td((?: class=\"ahead\")?)[^>]*>([^<]+)<small>", row) == [
         (' class="ahead"', "▲ +0.250"),
         ("", "+0.000"),
         (' class="ahead"', "▲ +0.500"),
@@ -141,8 +143,23 @@ def test_how_many_intervals_chance_would_mark(tmp_path: Path) -> None:
     for agent in ("ppo", *(f"a{i}" for i in range(20))):
         for seed in range(2):
             write_run(tmp_path, agent, seed, success=[0.5, 0.5])
-    # 20 intervals of two seeds each, whose differences have one sign in half of all cases
-    assert answer(summarize(tmp_path))[-1].endswith("Of 20 such intervals about 10 would leave out zero by chance.")
+    told = answer(summarize(tmp_path))[-1]
+    assert told.endswith("of the plain mean. By chance about 1 of 20 intervals would leave out zero.")
+
+
+def test_a_bootstrap_of_few_seeds_alone_makes_no_difference_clear(tmp_path: Path) -> None:
+    """Gains of .1, .2 and .6 have one sign, so that the bootstrap's interval leaves out zero; Student's is
+    .3 -+ 4.303 x .2646 / sqrt(3) = .3 -+ .657. Those of .29, .3 and .31 are clear by both."""
+    for agent, gains in (("ppo", (0, 0, 0)), ("far", (0.1, 0.2, 0.6)), ("near", (0.29, 0.3, 0.31))):
+        for seed, gain in enumerate(gains):
+            write_run(tmp_path, agent, seed, success=[0.2 + gain, 0.2 + gain])
+    table = summarize(tmp_path)
+    far, near = (next(row for row in table.rows if row.agent == agent) for agent in ("far", "near"))
+    assert far.auc_gain and far.auc_gain.low > 0 and far.mean_gain
+    np.testing.assert_allclose(far.mean_gain, [0.3, -0.357, 0.957], atol=1e-3)
+    assert not is_clear(far) and is_clear(near)
+    cells = re.findall(r"<td[^>]*>(?:▲ )?[+]0.3\d\d|<td[^>]*>(?:▲ )?[+]0.2\d\d", matrix(table, ""))
+    assert ["▲" in cell for cell in cells] == [False, True] and "[-0.357, +0.957]" in cells[0]
 
 
 def test_one_seed_tells_nothing(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_student_s_intervals_leave_out_zero_as_often_as_their_level_says(tmp_pat
             for seed in range(2):
                 write_run(tmp_path / setting, agent, seed, success=[0.5, 0.5])
     # 8 agents at 2 settings and over both: 24 intervals of 95 %
-    assert "Of 24 such intervals about 1 would leave out zero by chance." in answer(summarize(tmp_path))[-1]
+    assert "By chance about 1 of 24 intervals would leave out zero." in answer(summarize(tmp_path))[-1]
 
 
 def test_settings_that_differ_between_settings(settings: Path) -> None:

@@ -181,6 +181,14 @@ def test_never_ties_with_never() -> None:
     assert stats.probability_of_improvement([INF], [INF], 0).estimate == 0.5
 
 
+def test_a_difference_of_means_of_unlike_spread() -> None:
+    """Variances 1 and 4 of three each: sqrt(1/3 + 4/3) = 1.291, (5/3)^2 / (1/18 + 16/18) = 2.941 degrees of freedom,
+    of which t = 3.219. Without spread nothing is left to chance."""
+    np.testing.assert_allclose(stats.mean_difference([1, 2, 3], [4, 6, 8]), [-4, -4 - 4.156, -4 + 4.156], atol=2e-3)
+    assert stats.mean_difference([1.0, 1.0], [3.0, 3.0]) == (-2, -2, -2)
+    assert stats.mean_difference([1.0], [3.0, 4.0]) == (-2.5, -np.inf, np.inf)
+
+
 def test_paired_difference_sees_through_the_spread_of_seeds() -> None:
     # every seed gains exactly 1 although seeds spread over 100: no uncertainty in pairs, much without
     y = np.array([0.0, 25.0, 50.0, 75.0, 100.0])
