@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 from sppo.experiments import stats
 from sppo.experiments.calibration import bins
 from sppo.experiments.results import units
+from sppo.experiments.scopes import AGENTS
 from sppo.experiments.stats import Floats
 from sppo.experiments.summary import Table
 from sppo.experiments.tasks import short_name
@@ -55,14 +57,24 @@ SETTINGS_IN_A_ROW = 5
 POINTS = 120
 
 
+def _place(agents: Sequence[str], agent: str) -> int:
+    """Those of the studies have their own, wherever they are drawn; others take what these leave free."""
+    if agent in AGENTS:
+        return AGENTS.index(agent)
+    others = [each for each in agents if each not in AGENTS]
+    free = (i for i in itertools.count() if i >= len(AGENTS) or AGENTS[i] not in agents)
+    return next(itertools.islice(free, others.index(agent), None))
+
+
 def colour_of(agents: Sequence[str], agent: str) -> str:
-    """An agent keeps its colour over all figures of a comparison."""
-    return COLOURS[list(agents).index(agent) % len(COLOURS)]
+    """An agent keeps its colour over all figures."""
+    return COLOURS[_place(agents, agent) % len(COLOURS)]
 
 
 def style_of(agents: Sequence[str], agent: str) -> Any:
-    i = list(agents).index(agent)
-    return STYLES[(i + i // len(COLOURS)) % len(STYLES)]  # agents of one colour differ in style
+    """Agents of one colour differ in style."""
+    again, i = divmod(_place(agents, agent), len(COLOURS))
+    return STYLES[(i + again) % len(STYLES)]
 
 
 def common_grid(xs: Sequence[Floats], points: int = POINTS) -> Floats:

@@ -1,10 +1,13 @@
-"""What agents are compared in: a task, or a setting of a study, which the names of its runs tell."""
+"""Which agents are compared, and in what: a task, or a setting of a study, which the names of its runs tell."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
 from sppo.experiments.results import Run
+
+AGENTS = ("ppo", "sppo", "ppo-bce", "tracker", "reinforce", "grpo", "rloo")
+"""Of the studies; PPO first, whom the others are measured against."""
 
 
 def setting_of(run: Run) -> str:

@@ -16,10 +16,10 @@ from level_runs import level
 from sppo.experiments.evidence.findings import redraw, whole_tasks
 from sppo.experiments.evidence.findings_figures import draw_dials, draw_map, draw_tasks
 from sppo.experiments.evidence.gains import cells, gain, horizon_slope, pooled_gain
-from sppo.experiments.evidence.study import AGENTS
-from sppo.experiments.evidence.text_findings import ratio_of_medians, seconds_to, told_ratio
+from sppo.experiments.evidence.text_findings import cost_to, ratio_of_medians, told_ratio
 from sppo.experiments.packed import pack
 from sppo.experiments.results import Run
+from sppo.experiments.scopes import AGENTS
 from sppo.experiments.summary import summarize
 
 
@@ -101,8 +101,9 @@ def test_the_map_has_horizons_in_columns_and_start_success_in_rows() -> None:
 
 
 def test_seconds_to_a_threshold_are_those_of_the_first_evaluation_above_it() -> None:
-    assert seconds_to(level("1/1/ppo/seed0", 0.7, 0.1), 0.5) == 5
-    assert math.isinf(seconds_to(level("1/1/ppo/seed0", 0.4, 0.1), 0.5))
+    assert cost_to(level("1/1/ppo/seed0", 0.7, 0.1), 0.5, "cpu_seconds") == 5
+    assert cost_to(level("1/1/ppo/seed0", 0.7, 0.1), 0.5, "env_steps") == 8e-5
+    assert math.isinf(cost_to(level("1/1/ppo/seed0", 0.4, 0.1), 0.5, "cpu_seconds"))
 
 
 def test_single_seeds_have_times_and_no_ratios(tmp_path: Path) -> None:
@@ -157,13 +158,18 @@ def text_run(name: str, height: float, **settings: Any) -> Run:
 
 
 def test_times_are_told_over_sppos_with_intervals(tmp_path: Path) -> None:
-    """Both at one half after five seconds; RLOO never."""
+    """Both at one half after less than a token, and five seconds; RLOO never."""
     runs = [text_run(f"arithmetic/sppo/seed{seed}", 0.7) for seed in range(3)]
     runs += [text_run(f"arithmetic/grpo/seed{seed}", 0.7, num_generations=8) for seed in range(2)]
     runs += [text_run(f"arithmetic/rloo/seed{seed}", 0.3, num_generations=4) for seed in range(3)]
     pack(runs, tmp_path / "text.json.gz")
     told = [" ".join(line.split()) for line in redraw(tmp_path, tmp_path / "images").splitlines() if " N = " in line]
-    assert told == [
+    assert told[:3] == [
+        "arithmetic sppo N = 1 0",
+        "arithmetic grpo N = 8 0 x 1.00 [1.00, 1.00] n = 2",
+        "arithmetic rloo N = 4 never x never [never, never] n = 3",
+    ]
+    assert told[3:] == [
         "arithmetic sppo N = 1 5 s",
         "arithmetic grpo N = 8 5 s x 1.00 [1.00, 1.00] n = 2",
         "arithmetic rloo N = 4 never x never [never, never] n = 3",
@@ -171,11 +177,11 @@ def test_times_are_told_over_sppos_with_intervals(tmp_path: Path) -> None:
 
 
 def test_single_runs_are_told_without_intervals(tmp_path: Path) -> None:
-    """Level at .7 from the second evaluation on; 80 tokens and nine seconds at the last."""
+    """From .1, level at .7 from the second evaluation on; 80 tokens and nine seconds at the last."""
     runs = [level(f"addition/{agent}/seed0", 0.7, 0.1, env_id="text/addition") for agent in AGENTS]
     pack(runs, tmp_path / "smollm2.json.gz")
     lines = redraw(tmp_path, tmp_path / "images").splitlines()
-    assert [line.split() for line in lines[4:]] == [[agent, "0.700", "0.700", "80", "9"] for agent in AGENTS]
+    assert [line.split() for line in lines[4:]] == [[agent, "0.100", "0.700", "0.700", "80", "9"] for agent in AGENTS]
     assert "n = 1" in lines[2] and (tmp_path / "images" / "smollm2.png").stat().st_size > 10_000
 
 
@@ -225,8 +231,9 @@ def test_each_study_on_text_has_a_figure_of_its_own(tmp_path: Path) -> None:
         pack(runs, tmp_path / f"{study}.json.gz")
     told = redraw(tmp_path, tmp_path / "images")
     assert {"text.png", "text-pool.png"} <= {file.name for file in (tmp_path / "images").iterdir()}
-    assert told.count("Processor seconds to 50% of held-out prompts") == 2
-    assert told.count("Processor seconds to 20% of held-out prompts") == 1, "of a task that few learn to one half"
+    for cost in ("Processor seconds", "Tokens"):
+        assert told.count(f"{cost} to 50% of held-out prompts") == 2
+        assert told.count(f"{cost} to 20% of held-out prompts") == 1, "of a task that few learn to one half"
 
 
 def at(rate: float, name: str, height: float, **about: Any) -> Run:

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 from fake_runs import write_run
 
+from sppo.agents import AGENTS as registered
 from sppo.experiments.diagnostics import diagnostic_tags, unit_of
 from sppo.experiments.evidence.findings_figures import draw_dials, draw_map, draw_profiles, draw_tasks
 from sppo.experiments.evidence.gains import Cell
-from sppo.experiments.plots import align, common_grid, plot_curves
+from sppo.experiments.plots import align, colour_of, common_grid, plot_curves, style_of
 from sppo.experiments.report import write_report
 from sppo.experiments.results import load_runs
+from sppo.experiments.scopes import AGENTS
 from sppo.experiments.stats import Interval
 from sppo.experiments.summary import summarize
 
@@ -83,6 +85,17 @@ def test_shares_on_dials_stay_between_none_and_all(tmp_path: Path) -> None:
             write_run(tmp_path / "Cart" / "spread" / "5", agent, seed, success=[height, height])
     (ax,) = draw_dials(load_runs(tmp_path)[0]).axes
     assert ax.get_ylim() == (0.0, 1.02)
+
+
+def test_an_agent_keeps_its_colour_whoever_stands_beside_it() -> None:
+    """Of two tasks' figures; agents of no study take what is left, and none looks like another."""
+    assert colour_of(["ppo", "sppo", "tracker"], "tracker") == colour_of(AGENTS, "tracker")
+    assert colour_of(["sppo"], "sppo") != colour_of(["ppo"], "ppo")
+    everyone = list(registered)
+    for agents in (everyone, ["ppo", "dapo", "mine"]):
+        looks = {(colour_of(agents, agent), style_of(agents, agent)) for agent in agents}
+        assert len(looks) == len(agents)
+    assert len({colour_of(["ppo", "dapo", "mine"], agent) for agent in ("ppo", "dapo", "mine")}) == 3
 
 
 def test_profiles_that_cover_each_other_differ_in_style(tmp_path: Path) -> None:

@@ -17,12 +17,11 @@ from sppo.experiments.evidence.findings_figures import (
 from sppo.experiments.evidence.gains import gain, told_gains
 from sppo.experiments.evidence.maps import MAPS, told_map_rates, told_maps
 from sppo.experiments.evidence.studies import SEEDS, STUDIES, best_rates, rate_of
-from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.text_findings import THRESHOLD, THRESHOLDS, in_order, told_by_task, told_of_single_runs
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run, area
-from sppo.experiments.scopes import by_setting, by_value
+from sppo.experiments.scopes import AGENTS, by_setting, by_value
 from sppo.experiments.summary import ALL_TASKS, bounds, format_table, signed, summarize
 from sppo.experiments.tasks import short_name
 

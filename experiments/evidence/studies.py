@@ -15,9 +15,10 @@ from typing import Any
 from sppo.experiments.compact import ENDING
 from sppo.experiments.config import RunConfig
 from sppo.experiments.evidence import text_studies
-from sppo.experiments.evidence.study import AGENTS, Dial, Named, Study, by_seed, of_setting, one_at_a_time
+from sppo.experiments.evidence.study import Dial, Named, Study, by_seed, of_setting, one_at_a_time
 from sppo.experiments.packed import unpack
 from sppo.experiments.results import Run, area
+from sppo.experiments.scopes import AGENTS
 from sppo.experiments.tasks import TASKS, TEXT, short_name, task
 from sppo.llm.tasks.names import unknown
 

@@ -14,9 +14,6 @@ from sppo.experiments.domains import domain, resolve
 from sppo.experiments.results import Run
 from sppo.experiments.tasks import short_name
 
-AGENTS = ("ppo", "sppo", "ppo-bce", "tracker", "reinforce", "grpo", "rloo")
-"""Of the figure; PPO first, whom the others are measured against."""
-
 Named = tuple[str, RunConfig]
 Dial = dict[float, dict[str, Any]]
 """By value, what it changes of a config; nothing at the base's own."""

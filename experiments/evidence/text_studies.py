@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from sppo.experiments.config import RunConfig
-from sppo.experiments.evidence.study import AGENTS, Named, by_seed, of_setting, one_at_a_time
+from sppo.experiments.evidence.study import Named, by_seed, of_setting, one_at_a_time
 from sppo.experiments.evidence.text_starts import OPERANDS, SUCCESSES, TERMS, chains_start, start_of
+from sppo.experiments.scopes import AGENTS
 from sppo.experiments.tasks import TEXT, short_name, task
 
 TEXT_SEEDS = range(3)

@@ -12,8 +12,8 @@ from sppo.experiments import compact
 from sppo.experiments.config import RunConfig, versions
 from sppo.experiments.domains import make_agents, resolve
 from sppo.experiments.evidence.studies import CARTPOLE, CHAIN, chain_goal
-from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.process import tune_process
+from sppo.experiments.scopes import AGENTS
 from sppo.experiments.tasks import TEXT
 
 # What measures loads torch, and what draws loads matplotlib: the command line loads this file.

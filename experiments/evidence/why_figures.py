@@ -15,9 +15,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from sppo.experiments.evidence import why
 from sppo.experiments.evidence.gradients import bias, ratio, signal_to_noise, variance
 from sppo.experiments.evidence.positions import POSITIONS, brier, explained, mean_by_outcome
-from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.why_series import DIALLED, OWN, PREDICTORS, Measured, Series, at_last, followed, tasks
 from sppo.experiments.plots import INK, STYLE, colour_of, save_figure, style_of
+from sppo.experiments.scopes import AGENTS
 from sppo.experiments.stats import Interval
 from sppo.experiments.tasks import short_name
 

@@ -8,8 +8,8 @@ from typing import Any
 from sppo.experiments.evidence import why
 from sppo.experiments.evidence.gradients import bias, cosine, ratio, signal_to_noise, variance
 from sppo.experiments.evidence.positions import POSITIONS, brier, explained
-from sppo.experiments.evidence.study import AGENTS
 from sppo.experiments.evidence.why_series import DIALLED, OWN, PREDICTORS, Measured, Series, at_last, followed, tasks
+from sppo.experiments.scopes import AGENTS
 from sppo.experiments.stats import Interval
 from sppo.experiments.tasks import short_name
 
