@@ -33,7 +33,8 @@ def test_agents_of_a_study_differ_in_nothing_else(name: str) -> None:
         setting, agent, seed = run.rsplit("/", 2)
         assert agent == config.agent and seed == f"seed{config.seed}"
         own = config.settings.keys() - COMMON
-        assert own <= ({"gae_lambda"} if "/gae lambda/" in run and agent == "ppo" else set()), "which SPPO has not"
+        of_ppo = agent == "ppo" and (name == "lambda" or "/gae lambda/" in run)
+        assert own <= ({"gae_lambda"} if of_ppo else set()), "which SPPO has not"
         common = {name: value for name, value in config.settings.items() if name not in own}
         seen[setting, config.seed].add(repr(replace(config, agent="", settings=common)))
     assert all(len(configs) == 1 for configs in seen.values())
@@ -260,3 +261,10 @@ def test_the_map_on_text_is_of_two_agents() -> None:
     named = STUDIES["text-map"].named()
     assert len(named) == 3 * 2 * 2 * 3 and {config.agent for _, config in named} == {"ppo", "sppo"}
     assert len({config.start for _, config in named}) == 6
+
+
+def test_ppo_with_another_lambda_is_the_figure_s_in_all_else() -> None:
+    own = {name: config for name, config in STUDIES["figure"].runs() if config.agent == "ppo"}
+    found = {name.removeprefix("0.95/"): config for name, config in STUDIES["lambda"].runs()}
+    assert all(config.settings == {"gae_lambda": 0.95} for config in found.values())
+    assert {name: replace(config, settings={}) for name, config in found.items()} == own and len(own) == 25

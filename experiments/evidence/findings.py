@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from sppo.experiments.evidence.findings_figures import (
 )
 from sppo.experiments.evidence.gains import gain, told_gains
 from sppo.experiments.evidence.maps import MAPS, told_map_rates, told_maps
-from sppo.experiments.evidence.studies import SEEDS, STUDIES, best_rates, rate_of
+from sppo.experiments.evidence.studies import LAMBDA, SEEDS, STUDIES, best_rates, rate_of
 from sppo.experiments.evidence.text_findings import THRESHOLD, THRESHOLDS, in_order, told_by_task, told_of_single_runs
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
@@ -60,6 +61,19 @@ def whole_tasks(runs: Sequence[Run]) -> list[Run]:
         if all({run.seed for run in here if run.label == agent} == {*SEEDS} for agent in AGENTS):
             chosen += here
     return chosen
+
+
+def _lambda(runs: Path, images: Path) -> str:
+    """PPO with another lambda beside the figure's PPO and SPPO, on the tasks where all of its runs are there."""
+    own = [run for run in unpack(runs.with_name(f"figure{ENDING}")) if run.label in ("ppo", "sppo")]
+    other = [replace(run, label=f"ppo, lambda {LAMBDA:g}") for run in unpack(runs)]
+    whole = {
+        env_id for env_id in {run.env_id for run in other} if sum(run.env_id == env_id for run in other) == len(SEEDS)
+    }
+    both = [run for run in (*own, *other) if run.env_id in whole]
+    table = summarize(both, [other[0].label, "ppo", "sppo"])
+    save_figure(draw_tasks(table, root=True), images / "lambda")
+    return f"{format_table(table)}\n\n{told_gains(table)}"
 
 
 def _text(runs: Path, images: Path) -> str:
@@ -119,6 +133,7 @@ def _rates(runs: Path, images: Path) -> str:
 
 DRAWN: dict[str, Callable[[Path, Path], str]] = {
     "figure": _figure,
+    "lambda": _lambda,
     "rates": _rates,
     "text-rates": _rates,
     "tuned": _tuned,

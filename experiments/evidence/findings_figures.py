@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from sppo.experiments import stats
@@ -19,46 +19,54 @@ from sppo.experiments.stats import Interval
 from sppo.experiments.summary import Table, bounds, leaves_out_zero, signed
 from sppo.experiments.tasks import short_name
 
+CLIPPED = 0.1
+"""A difference of areas from which on a map has its full colour, so that one loud cell does not pale the others."""
+
 
 def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figure:
-    """The difference over horizon and start success; bold where its interval leaves zero out.
+    """The difference over horizon and start success; framed and bold where its interval leaves zero out.
 
     By chance alone it does so in one of twenty cells.
     """
-    ends = max(abs(c.gain.estimate) for rows in maps.values() for row in rows for c in row) or 1.0
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(1.2 + 6.2 * len(maps), 3.9), layout="constrained")
-        axes = np.atleast_1d(figure.subplots(1, len(maps)))
+        figure = Figure(
+            figsize=(7.6, 1.2 + 0.75 * sum(map(len, maps.values())) + 0.6 * len(maps)), layout="constrained"
+        )
+        heights = [len(rows) + 0.8 for rows in maps.values()]
+        axes = np.atleast_1d(figure.subplots(len(maps), 1, height_ratios=heights))
         for ax, (title, rows) in zip(axes, maps.items(), strict=True):
             values = [[c.gain.estimate for c in row] for row in rows]
-            norm = TwoSlopeNorm(0.0, -ends, ends)
-            image = ax.imshow(values, cmap="PuOr_r", norm=norm, origin="lower", aspect="auto")
+            image = ax.imshow(values, cmap="PuOr_r", vmin=-CLIPPED, vmax=CLIPPED, origin="lower", aspect="auto")
             for y, row in enumerate(rows):
                 for x, c in enumerate(row):
+                    told = leaves_out_zero(c.gain)
+                    if told:
+                        ax.add_patch(
+                            Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor=INK, linewidth=1.6)
+                        )
                     ax.text(
                         x,
                         y,
                         f"{signed(c.gain.estimate)}\n{bounds(c.gain, signed)}\nfrom {_percent(c.success)}",
                         ha="center",
                         va="center",
-                        fontsize=7,
-                        fontweight="bold" if leaves_out_zero(c.gain) else "normal",
-                        color="white" if abs(c.gain.estimate) > 0.6 * ends else INK,
+                        fontsize=8,
+                        fontweight="bold" if told else "normal",
+                        color="white" if abs(c.gain.estimate) > 0.7 * CLIPPED else INK,
                     )
             ax.set_xticks(range(len(rows[0])), [f"{c.x:g}" for c in rows[0]])
-            ax.set_yticks(range(len(rows)), [f"{np.median([c.success for c in row]):.0%}" for row in rows])
-            ax.set_xlabel("horizon [steps]")
-            ax.set_ylabel("success of the start policy (median of the row)")
+            ax.set_yticks(range(len(rows)), [_percent(float(np.median([c.success for c in row]))) for row in rows])
+            ax.set_xlabel(f"horizon [{'tokens' if 'tokens' in title else 'steps'}]")
             n = min(c.seeds for row in rows for c in row)
             ax.set_title(f"{title}: mean of n = {n} seeds, [95% t interval]", loc="left", fontsize="medium")
-        bar = figure.colorbar(image, ax=list(axes), shrink=0.9)
-        bar.set_label(f"area under the curve, {agent} - {other}")
+        figure.supylabel("success of the start policy (median of the row)", fontsize="medium")
+        bar = figure.colorbar(image, ax=list(axes), extend="both", location="top", shrink=0.6, aspect=40)
+        bar.set_label(f"area under the curve, {agent} - {other}; framed: the interval leaves out zero")
     return figure
 
 
 def _percent(share: float) -> str:
-    """Without decimals, but where it would be none."""
-    return f"{share:.0%}" if share == 0 or share > 0.005 else f"{share:.1%}"
+    return "<1%" if share < 0.005 else f"{share:.0%}"
 
 
 def draw_tasks(

@@ -15,7 +15,7 @@ from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run
 from sppo.experiments.summary import bounds, rate, signed
 
-MAPS = {"chain-map": "SparseChain", "cartpole-map": "Precision CartPole", "text-map": "Chains, in tokens"}
+MAPS = {"chain-map": "SparseChain", "cartpole-map": "Precision CartPole", "text-map": "Chains of arithmetic, in tokens"}
 PAIRS = (
     ("sppo", "ppo"),
     ("sppo", "ppo-bce"),

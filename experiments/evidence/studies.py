@@ -29,6 +29,7 @@ SWEEP_SEEDS = range(5, 8)
 """Of the learning-rate sweep: other seeds and other start policies than those of the figure."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 COMMON_RATE = 3e-4
+LAMBDA = 0.95
 HORIZONS = (10, 30, 100, 300, 1000)
 HOPPER = "sppo/Hopper-v0"
 CHAIN = "sppo/SparseChain-v0"
@@ -74,6 +75,13 @@ def _tasks(agents: Sequence[str], seeds: Iterable[int], divisor: int = 1, **sett
 
 def _figure() -> Iterator[Named]:
     return _tasks(AGENTS, SEEDS)
+
+
+def _lambda() -> Iterator[Named]:
+    """The figure's PPO again with stable-baselines3's lambda; here it is 1 elsewhere."""
+    for name, config in _figure():
+        if config.agent == "ppo":
+            yield f"{LAMBDA:g}/{name}", replace(config, settings={"gae_lambda": LAMBDA})
 
 
 def _rates() -> Iterator[Named]:
@@ -178,7 +186,7 @@ def _dials() -> Iterator[Named]:
             }
         base = replace(base, n_evals=25, n_eval_episodes=100)
         yield from one_at_a_time(base, dials, SEEDS)
-        for lambd in (0.9, 0.95, 1):  # SPPO has none: it stands beside each as it is
+        for lambd in (0.9, LAMBDA, 1):  # SPPO has none: it stands beside each as it is
             for agent, settings in ("ppo", of_setting("gae_lambda", 1, [lambd])[lambd]), ("sppo", {}):
                 config = replace(base, agent=agent, **settings)
                 yield from by_seed(f"{short_name(base.env_id)}/gae lambda/{lambd:g}/{agent}", config, SEEDS)
@@ -201,6 +209,10 @@ STUDIES = {
     "figure": Study(
         question="Seven ways to give credit on the paper's five control tasks, at the same settings",
         runs=_figure,
+    ),
+    "lambda": Study(
+        question="The figure's PPO with lambda = 0.95, as stable-baselines3 and many others have it",
+        runs=_lambda,
     ),
     "rates": Study(
         question="Which learning rate is best for each of the seven, on seeds that the figure does not report",
