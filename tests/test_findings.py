@@ -195,20 +195,25 @@ def test_text_is_drawn_against_tokens_and_seconds() -> None:
 
 
 def test_dials_are_drawn_per_task_and_value() -> None:
-    """A task that lacks a dial has an empty place there."""
+    """Tasks side by side; one that lacks a dial has an empty place there. Without a dial in common, one row."""
     runs = [
         level(f"{dial}/{value}/{agent}/seed{seed}", 0.5)
-        for dial in ("Chain/spread", "Chain/warm-up", "Cart/spread")
+        for dial in ("Chain/spread", "Chain/warm-up", "Cart/spread", "Car/width")
         for value in (0, 5)
         for agent in ("ppo", "sppo")
         for seed in range(2)
     ]
-    axes = draw_dials(runs).axes
-    assert [ax.get_xlabel() for ax in axes] == ["spread", "warm-up", "spread"]
-    assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["0", "5"]
-    assert [ax.get_ylabel() for ax in axes] == [
-        f"{of}\narea under the curve, n = 2" if of else "" for of in ("Chain", "", "Cart")
+    axes = draw_dials([run for run in runs if "width" not in run.name]).axes
+    assert [(ax.get_xlabel(), ax.get_title(loc="left")) for ax in axes] == [
+        ("spread", "Chain"),
+        ("spread", "Cart"),
+        ("warm-up", ""),
     ]
+    assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["0", "5"]
+    assert axes[0].get_ylim() == axes[2].get_ylim() and axes[1].get_ylabel() == ""
+    apart = draw_dials([run for run in runs if "warm-up" in run.name or "width" in run.name])
+    assert [ax.get_title(loc="left") for ax in apart.axes] == ["Chain", "Car"]
+    assert len({round(ax.get_position().y0, 3) for ax in apart.axes}) == 1 and "n = 2;" in apart.get_suptitle()
 
 
 def test_a_study_is_drawn_from_its_file(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def draw_calibrations(found: Calibrated, starts: str) -> Figure:
         rows.setdefault(of, []).append(label)
     columns = max(map(len, rows.values()))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.7 * columns + 0.4, 2.7 * len(rows) + 0.3), layout="constrained")
+        figure = Figure(figsize=(2.7 * columns + 0.4, 2.9 * len(rows) + 0.5), layout="constrained")
         axes = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey=True)
         for row, (of, labels) in zip(axes, rows.items(), strict=True):
             for ax in row[len(labels) :]:

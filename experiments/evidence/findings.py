@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,9 @@ from sppo.experiments.results import Run, area
 from sppo.experiments.scopes import AGENTS, by_setting, by_value
 from sppo.experiments.summary import ALL_TASKS, bounds, format_table, signed, summarize
 from sppo.experiments.tasks import short_name
+
+TELLS = "critic/auc"
+"""Recorded in every update: how often the critic puts a start of a success above one of a failure."""
 
 
 def _by_task(runs: Sequence[Run], image: Path) -> str:
@@ -67,10 +71,10 @@ def _lambda(runs: Path, images: Path) -> str:
     """PPO with another lambda beside the figure's PPO and SPPO, on the tasks where all of its runs are there."""
     own = [run for run in unpack(runs.with_name(f"figure{ENDING}")) if run.label in ("ppo", "sppo")]
     other = [replace(run, label=f"ppo, lambda {LAMBDA:g}") for run in unpack(runs)]
-    whole = {
-        env_id for env_id in {run.env_id for run in other} if sum(run.env_id == env_id for run in other) == len(SEEDS)
-    }
-    both = [run for run in (*own, *other) if run.env_id in whole]
+    seeds = Counter(run.env_id for run in other)
+    both = [run for run in (*own, *other) if seeds[run.env_id] == len(SEEDS)]
+    if not both:
+        return ""
     table = summarize(both, [other[0].label, "ppo", "sppo"])
     save_figure(draw_tasks(table, root=True), images / "lambda")
     return f"{format_table(table)}\n\n{told_gains(table)}"
@@ -97,17 +101,20 @@ def _dials(runs: Path, images: Path) -> str:
     loaded = unpack(runs)
     save_figure(draw_dials(loaded), images / runs.name.removesuffix(ENDING))
     lines = [
-        "Success at the start, mean areas under the curve, and SPPO's less the other's, as one thing varies, "
+        "Success at the start, how well SPPO's V(s0) tells starts apart while it learns (AUC of outcomes; 0.5 knows "
+        "nothing), mean areas under the curve, and SPPO's less the other's, as one thing varies, "
         "[95% t interval over paired seeds]",
-        f"  {'':50}  start  other           sppo   sppo - other",
+        f"  {'':50}  start  V(s0)  other           sppo   sppo - other",
     ]
     for setting, here in sorted(by_setting(loaded).items(), key=lambda found: by_value(found[0])):
         start = np.mean([run.evals["success_rate"][0] for run in here])
         areas = {name: np.mean([area(run) for run in here if run.label == name]) for name in in_order(here)}
+        known = [np.nanmean(run.progress[TELLS]) for run in here if run.label == "sppo" and TELLS in run.progress]
+        tells = f"{np.mean(known):.3f}" if known else "-"
         for other in (name for name in areas if name != "sppo"):
             difference, n = gain(here, "sppo", other)
             lines.append(
-                f"  {setting:50}  {start:.3f}  {other:8} {areas[other]:.3f}  {areas['sppo']:.3f}  "
+                f"  {setting:50}  {start:.3f}  {tells:5}  {other:8} {areas[other]:.3f}  {areas['sppo']:.3f}  "
                 f"{signed(difference.estimate)} {bounds(difference, signed)}  n = {n}"
             )
     return "\n".join(lines)

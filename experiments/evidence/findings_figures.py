@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from sppo.experiments import stats
+from sppo.experiments.answer import spanned
 from sppo.experiments.evidence.gains import Cell
 from sppo.experiments.plots import INK, STYLE, colour_of, draw_curves, fullest, legend_of, style_of
 from sppo.experiments.results import Run, area, units
@@ -154,31 +155,52 @@ def draw_profiles(table: Table) -> Figure:
 
 
 def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> Figure:
-    """A row per task, a column per dial: the mean area of each agent at each value, with its interval."""
+    """The mean area of each agent at each value of a dial, with its interval: a row per dial and a column per task, or
+    three panels in a row where tasks share no dial."""
     grid: dict[str, dict[str, dict[str, list[Run]]]] = {}
     for run in runs:
         task, dial, value, *_ = run.name.split("/")
-        grid.setdefault(task, {}).setdefault(dial, {}).setdefault(value, []).append(run)
+        grid.setdefault(dial, {}).setdefault(task, {}).setdefault(value, []).append(run)
+    tasks = list(dict.fromkeys(task for of_dial in grid.values() for task in of_dial))
+    shared = len(tasks) > 1 and any(len(of_dial) > 1 for of_dial in grid.values())
+    panels = [(dial, task) for dial in grid for task in tasks if shared or task in grid[dial]]
+    columns = len(tasks) if shared else min(3, len(panels))
     with matplotlib.rc_context(STYLE):
-        columns = max(map(len, grid.values()))
-        figure = Figure(figsize=(2.9 * columns, 2.4 * len(grid) + 0.4), layout="constrained")
-        axes = figure.subplots(len(grid), columns, squeeze=False, sharey="row")
-        for row, (task, dials) in zip(axes, grid.items(), strict=True):
-            for ax in row[len(dials) :]:
+        figure = Figure(figsize=(2.9 * columns, 2.2 * -(-len(panels) // columns) + 0.4), layout="constrained")
+        axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False)
+        of_task: dict[str, list[Axes]] = {}
+        for i, ax in enumerate(axes.flat):
+            dial, task = panels[i] if i < len(panels) else ("", "")
+            if not (found := grid.get(dial, {}).get(task)):
                 ax.remove()
-            for ax, (dial, unsorted) in zip(row, dials.items(), strict=False):
-                values = {value: unsorted[value] for value in sorted(unsorted, key=float)}
-                for agent in agents:
-                    at = [_mean_area([run for run in here if run.label == agent]) for here in values.values()]
-                    _draw_intervals(ax, at, agents, agent)
-                ax.set_xticks(range(len(values)), list(values))
-                ax.set_xlabel(dial)
-            seeds = {run.seed for of_dial in dials.values() for here in of_dial.values() for run in here}
-            low, high = row[0].get_ylim()
-            row[0].set_ylim(max(low, 0.0), min(high, 1.02))  # Student's intervals reach beyond a share
-            row[0].set_ylabel(f"{task}\narea under the curve, n = {len(seeds)}")
+                continue
+            of_task.setdefault(task, []).append(ax)
+            _draw_dial(ax, {value: found[value] for value in sorted(found, key=float)}, agents)
+            ax.set_xlabel(dial)
+            if i < columns or not shared:
+                ax.set_title(task, loc="left", fontsize="medium", fontweight="bold")
+            if i % columns == 0:
+                ax.set_ylabel("area under the curve")
+        for mine in of_task.values():  # on one scale, within what Student's intervals reach beyond: a share
+            low, high = (f(end for ax in mine for end in ax.get_ylim()) for f in (min, max))
+            for ax in mine:
+                ax.set_ylim(max(low, 0.0), min(high, 1.02))
         axes[0, 0].legend()
+        n = spanned(
+            [len({run.seed for run in here}) for of in grid.values() for at in of.values() for here in at.values()]
+        )
+        told = f"n = {n}; bars: 95% t interval of each mean"
+        figure.suptitle(
+            told + "; seeds are shared, so that differences are surer" * (len(agents) > 1), fontsize="small"
+        )
     return figure
+
+
+def _draw_dial(ax: Axes, values: Mapping[str, Sequence[Run]], agents: Sequence[str]) -> None:
+    for agent in agents:
+        at = [_mean_area([run for run in here if run.label == agent]) for here in values.values()]
+        _draw_intervals(ax, at, agents, agent)
+    ax.set_xticks(range(len(values)), list(values))
 
 
 def _draw_intervals(ax: Axes, at: Sequence[Interval], agents: Sequence[str], agent: str, line: str = "-") -> None:
