@@ -15,7 +15,7 @@ from typing import Any
 from sppo.experiments.compact import ENDING
 from sppo.experiments.config import RunConfig
 from sppo.experiments.evidence import text_studies
-from sppo.experiments.evidence.study import Dial, Named, Study, by_seed, of_setting, one_at_a_time
+from sppo.experiments.evidence.study import Dial, Named, Study, by_seed, of_lambda, of_setting, one_at_a_time
 from sppo.experiments.packed import unpack
 from sppo.experiments.results import Run, area
 from sppo.experiments.scopes import AGENTS
@@ -30,6 +30,7 @@ SWEEP_SEEDS = range(5, 8)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 COMMON_RATE = 3e-4
 LAMBDA = 0.95
+"""That stable-baselines3 and many others have; all other studies have 1."""
 HORIZONS = (10, 30, 100, 300, 1000)
 HOPPER = "sppo/Hopper-v0"
 CHAIN = "sppo/SparseChain-v0"
@@ -186,10 +187,7 @@ def _dials() -> Iterator[Named]:
             }
         base = replace(base, n_evals=25, n_eval_episodes=100)
         yield from one_at_a_time(base, dials, SEEDS)
-        for lambd in (0.9, LAMBDA, 1):  # SPPO has none: it stands beside each as it is
-            for agent, settings in ("ppo", of_setting("gae_lambda", 1, [lambd])[lambd]), ("sppo", {}):
-                config = replace(base, agent=agent, **settings)
-                yield from by_seed(f"{short_name(base.env_id)}/gae lambda/{lambd:g}/{agent}", config, SEEDS)
+        yield from of_lambda(base, (0.9, LAMBDA, 1), SEEDS)
 
 
 def _critics() -> Iterator[Named]:

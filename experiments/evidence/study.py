@@ -78,3 +78,11 @@ def one_at_a_time(base: RunConfig, dials: dict[str, Dial], seeds: Iterable[int])
             for agent in ("ppo", "sppo"):
                 config = replace(base, agent=agent, **changes)
                 yield from by_seed(f"{short_name(base.env_id)}/{dial}/{value:g}/{agent}", config, seeds)
+
+
+def of_lambda(base: RunConfig, values: Sequence[float], seeds: Iterable[int]) -> Iterator[Named]:
+    """PPO at values of its lambda, whose own one is 1; SPPO, which has none, stands beside each as it is."""
+    for value in values:
+        for agent, settings in ("ppo", {"gae_lambda": value} if value != 1 else {}), ("sppo", {}):
+            config = replace(base, agent=agent, settings=settings)
+            yield from by_seed(f"{short_name(base.env_id)}/gae lambda/{value:g}/{agent}", config, seeds)
