@@ -240,7 +240,9 @@ def _finish(agent: Agent, record: _Record, warn: Callable[[str], None], writes: 
     result: dict[str, Any] = {
         name: last[name] for name in ("success_rate", "mean_return", "episodes", "env_steps", "seconds")
     }
-    log.results({"agent": config.agent, "env_id": config.env_id, **config.settings}, result)
+    of_env = {f"env_kwargs.{name}": value for name, value in config.env_kwargs.items()}
+    about = {"agent": config.agent, "env_id": config.env_id, "start": config.start, **of_env}
+    log.results({**about, **config.settings}, result)
     log.flush()
     domain(config).finish(agent, config, log.folder, warn)
     if writes:

@@ -34,7 +34,10 @@ AGENTS = ("ppo", "sppo")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for agent in AGENTS:
-        run([replace(CHAIN, agent=agent, settings={**CHAIN.settings, "clip_range": 0.3})], [folder / agent / "seed0"])
+        run(
+            [replace(CHAIN, agent=agent, env_kwargs={"horizon": 8}, settings={**CHAIN.settings, "clip_range": 0.3})],
+            [folder / agent / "seed0"],
+        )
     return folder
 
 
@@ -101,7 +104,7 @@ def test_scalars_are_those_of_the_record(agent: str, ask: Callable[..., Any], ru
 def test_settings_and_final_metrics_are_in_the_hparams_tab(ask: Callable[..., Any], runs: Path) -> None:
     experiment = ask("plugin/hparams/experiment", {"experimentName": "", "includeMetrics": True})
     names = {info["name"] for info in experiment["hparamInfos"]}
-    assert {"agent", "env_id", "learning_rate", "clip_range", "seed"} <= names
+    assert {"agent", "env_id", "env_kwargs.horizon", "start", "learning_rate", "clip_range", "seed"} <= names
     metrics = {info["name"]["tag"] for info in experiment["metricInfos"]}
     assert {"final/success_rate", "final/env_steps", "final/episodes"} <= metrics
 
@@ -110,7 +113,7 @@ def test_settings_and_final_metrics_are_in_the_hparams_tab(ask: Callable[..., An
     groups = ask("plugin/hparams/session_groups", {**wanted, "startIndex": 0})["sessionGroups"]
     assert {group["hparams"]["agent"] for group in groups} == set(AGENTS)
     for group in groups:
-        assert group["hparams"]["clip_range"] == 0.3
+        assert group["hparams"]["clip_range"] == 0.3 and group["hparams"]["env_kwargs.horizon"] == 8
         shown = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
         result = json.loads((runs / group["hparams"]["agent"] / "seed0" / "result.json").read_text())
         assert shown["final/env_steps"] == result["env_steps"]
