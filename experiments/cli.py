@@ -95,11 +95,13 @@ class Report:
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = Path("runs/compare")
     """The folder that `sppo compare` wrote, or a file of packed runs, such as docs/results/figure.json.gz."""
+    agents: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AGENT ...")] = ()
+    """Which of its agents; the others are measured against the first. By default all, against PPO."""
     out: Path | None = None
     """Where curves, report and the packed runs go; by default SOURCE; for a file, runs/reports/NAME."""
 
     def __call__(self) -> None:
-        print_report(self.source, None, self.out)
+        print_report(self.source, self.agents or None, self.out)
 
 
 @dataclass(frozen=True, kw_only=True)

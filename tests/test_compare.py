@@ -109,6 +109,9 @@ def test_all_algorithms_in_one_comparison(tmp_path: Path, capsys: pytest.Capture
     for name in EVERY_AGENT:
         assert re.search(rf"^{name} +2 ", table, re.M), table
         assert name in page
+    Report(source=tmp_path, agents=("sppo", "grpo"))()
+    told = capsys.readouterr().out
+    assert "P(AUC > sppo)" in told and re.findall(r"^(\S+) +2 ", told, re.M) == ["sppo", "grpo"]
 
 
 def test_a_worker_that_dies_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
