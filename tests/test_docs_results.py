@@ -137,7 +137,7 @@ def test_a_page_sums_settings_up_as_the_map_does() -> None:
     row = summarize(RESULTS / "chain-map.json.gz", ["ppo", "sppo"]).of("all settings")[1]
     assert row.auc_gain is not None
     told = f"all settings  {signed(row.auc_gain.estimate)} {bounds(row.auc_gain, signed)}  n = {row.seeds}\n"
-    assert told in PAGE.read_text("utf-8")
+    assert told in TABLES.read_text("utf-8")
 
 
 def test_figures_are_drawn_by_the_command(drawn: tuple[set[str], Path]) -> None:

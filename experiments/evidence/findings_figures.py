@@ -130,7 +130,7 @@ def _draw_gains(ax: Axes, table: Table, env_id: str, names: bool) -> None:
     ax.axvline(0.0, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
     ax.set_yticks(range(len(others)), others if names else [""] * len(others))
     ax.set_ylim(-0.5, len(others) - 0.5)
-    ax.set_xlabel(f"area over {units(env_id)[0]} gained over {table.agents[0]}")
+    ax.set_xlabel(f"area over {units(env_id)[0]}\ngained over {table.agents[0]}")
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
