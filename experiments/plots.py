@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -58,12 +57,12 @@ POINTS = 120
 
 
 def _place(agents: Sequence[str], agent: str) -> int:
-    """Those of the studies have their own, wherever they are drawn; others take what these leave free."""
+    """Those of the studies have their own, wherever they are drawn; others take what these leave free, grey first."""
     if agent in AGENTS:
         return AGENTS.index(agent)
-    others = [each for each in agents if each not in AGENTS]
-    free = (i for i in itertools.count() if i >= len(AGENTS) or AGENTS[i] not in agents)
-    return next(itertools.islice(free, others.index(agent), None))
+    free = [i for i, known in reversed([*enumerate(AGENTS)]) if known not in agents]
+    place = [each for each in agents if each not in AGENTS].index(agent)
+    return free[place] if place < len(free) else len(AGENTS) + place - len(free)
 
 
 def colour_of(agents: Sequence[str], agent: str) -> str:

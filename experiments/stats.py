@@ -268,7 +268,7 @@ def mean_difference(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Inter
     gap = float(xs.mean() - ys.mean())
     if min(len(xs), len(ys)) == 1:
         return Interval(gap, -np.inf, np.inf)
-    if xs.std() == ys.std() == 0:  # which the test divides by
+    if xs.std() + ys.std() < 1e-12:  # which the test divides by
         return Interval(gap, gap, gap)
     low, high = ttest_ind(xs, ys, equal_var=False).confidence_interval(level)
     return Interval(gap, float(low), float(high))

@@ -303,9 +303,9 @@ def test_a_map_is_told_by_learning_rate_and_at_each_agents_best(tmp_path: Path) 
     pack([*made(3e-3, high, "0.003/"), *made(1e-3, high, "0.001/")[1:]], tmp_path / "cartpole-rates.json.gz")
     told = redraw(tmp_path, tmp_path / "images").partition("sppo study cartpole-rates")[2].splitlines()
     rows = {line[:24].strip(): line[24:].split() for line in told if line.startswith("  ")}
-    assert rows[""] == ["0.0003", "0.003", "each", "at", "its", "best"], "of the second table"
+    assert rows[""] == ["0.0003", "0.003", "each", "at", "its", "best"]
     assert rows["sppo"][::3] == ["0.805", "0.405"]
     assert [rows[agent].index(cell) for agent in heights for cell in rows[agent] if "*" in cell] == [5, 5, 2, 5]
     assert rows["sppo - ppo"][::3] == ["+0.300", "-0.200", "+0.200"]
     assert rows["sppo - ppo-bce"][::3] == ["+0.300", "-0.300", "+0.100"]
-    assert rows["ppo - reinforce"][::3] == ["+0.000"] * 3
+    assert rows["reinforce - ppo"][::3] == ["+0.000"] * 3

@@ -69,11 +69,12 @@ def whole_tasks(runs: Sequence[Run]) -> list[Run]:
 
 def _lambda(runs: Path, images: Path) -> str:
     """PPO with another lambda beside the figure's PPO and SPPO, on the tasks where all of its runs are there."""
-    own = [run for run in unpack(runs.with_name(f"figure{ENDING}")) if run.label in ("ppo", "sppo")]
+    figure = runs.with_name(f"figure{ENDING}")
+    own = [run for run in (unpack(figure) if figure.exists() else ()) if run.label in ("ppo", "sppo")]
     other = [replace(run, label=f"ppo, lambda {LAMBDA:g}") for run in unpack(runs)]
     seeds = Counter(run.env_id for run in other)
     both = [run for run in (*own, *other) if seeds[run.env_id] == len(SEEDS)]
-    if not both:
+    if not both or not own:
         return ""
     table = summarize(both, [other[0].label, "ppo", "sppo"])
     save_figure(draw_tasks(table, root=True), images / "lambda")

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from sppo.experiments import stats
-from sppo.experiments.answer import spanned
+from sppo.experiments.answer import is_clear, spanned
 from sppo.experiments.evidence.gains import Cell
 from sppo.experiments.plots import INK, STYLE, colour_of, draw_curves, fullest, legend_of, style_of
 from sppo.experiments.results import Run, area, units
@@ -62,6 +62,7 @@ def draw_map(maps: dict[str, list[list[Cell]]], agent: str, other: str) -> Figur
             ax.set_title(f"{title}: mean of n = {n} seeds, [95% t interval]", loc="left", fontsize="medium")
         figure.supylabel("success of the start policy (median of the row)", fontsize="medium")
         bar = figure.colorbar(image, ax=list(axes), extend="both", location="top", shrink=0.6, aspect=40)
+        bar.set_ticks([-CLIPPED, -CLIPPED / 2, 0, CLIPPED / 2, CLIPPED])
         bar.set_label(f"area under the curve, {agent} - {other}; framed: the interval leaves out zero")
     return figure
 
@@ -101,6 +102,7 @@ def draw_tasks(
         for ax in axes[: len(xs), 0]:
             ax.set_ylabel("success on held-out starts")
         title = f"bands and bars: {100 * table.level:g}% bootstrap intervals over n seeds"
+        title += "; full dots: Student's leaves out zero too" if gains else ""
         if not any(row.seeds > 1 for row in table.rows):
             title = "n = 1: one run of each, no intervals"
         title += "; steps to the square root" if root else ""
@@ -126,7 +128,8 @@ def _draw_gains(ax: Axes, table: Table, env_id: str, names: bool) -> None:
         y = others.index(row.agent)
         colour = colour_of(table.agents, row.agent)
         ax.plot([row.auc_gain.low, row.auc_gain.high], [y, y], color=colour, linewidth=2)
-        ax.plot(row.auc_gain.estimate, y, "o", color=colour, markersize=5)
+        face = colour if is_clear(row) else "white"
+        ax.plot(row.auc_gain.estimate, y, "o", color=colour, markerfacecolor=face, markersize=5)
     ax.axvline(0.0, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
     ax.set_yticks(range(len(others)), others if names else [""] * len(others))
     ax.set_ylim(-0.5, len(others) - 0.5)
@@ -177,7 +180,7 @@ def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> 
             of_task.setdefault(task, []).append(ax)
             _draw_dial(ax, {value: found[value] for value in sorted(found, key=float)}, agents)
             ax.set_xlabel(dial)
-            if i < columns or not shared:
+            if len(tasks) > 1 and (i < columns or not shared):
                 ax.set_title(task, loc="left", fontsize="medium", fontweight="bold")
             if i % columns == 0:
                 ax.set_ylabel("area under the curve")
@@ -189,7 +192,7 @@ def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> 
         n = spanned(
             [len({run.seed for run in here}) for of in grid.values() for at in of.values() for here in at.values()]
         )
-        told = f"n = {n}; bars: 95% t interval of each mean"
+        told = f"{tasks[0] + ': ' if len(tasks) == 1 else ''}n = {n}; bars: 95% t interval of each mean"
         figure.suptitle(
             told + "; seeds are shared, so that differences are surer" * (len(agents) > 1), fontsize="small"
         )

@@ -65,18 +65,13 @@ def horizon_slope(runs: Sequence[Run], agent: str, other: str) -> tuple[Interval
     return stats.mean_interval(list(differences @ x / (x @ x))), len(differences)
 
 
-def _grid(settings: Mapping[str, Sequence[Run]], agent: str, other: str) -> Floats:
-    """(seeds, settings) differences of the seeds that have them all, be they none."""
+def _some(settings: Mapping[str, Sequence[Run]], agent: str, other: str) -> Floats:
+    """(seeds, settings) differences of the seeds that have them all, of which there must be some."""
     found = [_differences(here, agent, other) for here in settings.values()]
     seeds = set.intersection(*(set(of_seed) for of_seed in found))
-    return np.array([[of_seed[seed] for of_seed in found] for seed in sorted(seeds)])
-
-
-def _some(settings: Mapping[str, Sequence[Run]], agent: str, other: str) -> Floats:
-    """The same, where there must be some."""
-    if not len(found := _grid(settings, agent, other)):
+    if not seeds:
         raise ValueError(f"{agent} and {other} share no seed in all {len(settings)} settings")
-    return found
+    return np.array([[of_seed[seed] for of_seed in found] for seed in sorted(seeds)])
 
 
 def told_gains(table: Table) -> str:
@@ -93,21 +88,17 @@ def _gains_table(table: Table) -> str:
     first, *others = table.agents
     scopes = [*table.env_ids, *([ALL_TASKS] if table.of(ALL_TASKS) else [])]
 
-    def drawn(scope: str, agent: str) -> Interval | None:
-        return next((row.auc_gain for row in table.of(scope) if row.agent == agent), None)
-
-    def plain(scope: str, agent: str) -> Interval | None:
-        settings = table.at if scope == ALL_TASKS else {scope: table.at[scope]}
-        differences = _grid(settings, agent, first)
-        return stats.mean_interval(list(differences.mean(1))) if len(differences) else None
+    def of_row(scope: str, agent: str, which: str) -> Interval | None:
+        row = next((row for row in table.of(scope) if row.agent == agent), None)
+        return None if row is None or row.pairs < 2 else getattr(row, which)
 
     width = max(26, *(len(short_name(scope)) + 2 for scope in scopes))
     lines = []
-    for what, found in (("", drawn), (", mean and [95% t interval]", plain)):
+    for what, which in (("", "auc_gain"), (", mean and [95% t interval]", "mean_gain")):
         lines.append(f"area gained over {first}{what}")
         lines.append(f"  {'':20}  " + "".join(f"{short_name(scope):{width}}" for scope in scopes).rstrip())
         for agent in others:
-            gains = [found(scope, agent) for scope in scopes]
+            gains = [of_row(scope, agent, which) for scope in scopes]
             told = [f"{signed(g.estimate)} {bounds(g, signed)}" if g else "-" for g in gains]
             lines.append(f"  {agent:20}  " + "".join(f"{cell:{width}}" for cell in told).rstrip())
     return "\n".join(lines)

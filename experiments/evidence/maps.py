@@ -9,7 +9,7 @@ from pathlib import Path
 from sppo.experiments.compact import ENDING
 from sppo.experiments.evidence.findings_figures import draw_map, draw_rates
 from sppo.experiments.evidence.gains import Cell, cells, horizon_slope, pooled_area, pooled_gain
-from sppo.experiments.evidence.studies import COMMON_RATE, HIGHER_SEEDS, MAPPED, SEEDS, rate_of
+from sppo.experiments.evidence.studies import HIGHER_SEEDS, MAPPED, SEEDS, rate_of
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run
@@ -22,7 +22,7 @@ PAIRS = (
     ("sppo", "reinforce"),
     ("ppo-bce", "ppo"),
     ("ppo-bce", "reinforce"),
-    ("ppo", "reinforce"),
+    ("reinforce", "ppo"),
 )
 
 
@@ -68,30 +68,32 @@ def told_map_rates(file: Path, images: Path) -> str:
     The common rate is that of the map itself, of which the same seeds are taken; others count once they have all runs.
     """
     found: dict[float, list[Run]] = {}
-    for run in [*unpack(file.with_name(f"cartpole-map{ENDING}")), *unpack(file)]:
+    of_map = file.with_name(f"cartpole-map{ENDING}")
+    for run in [*(unpack(of_map) if of_map.exists() else ()), *unpack(file)]:
         if run.seed in HIGHER_SEEDS:
-            of_map = replace(run, name="/".join(run.name.split("/")[-4:]))  # HORIZON/START/AGENT/seedK
-            found.setdefault(rate_of(run), []).append(of_map)
-    rates = sorted(x for x in found if len(found[x]) == len(found[COMMON_RATE]))
-    areas = {agent: {f"{x:g}": pooled_area(found[x], agent) for x in rates} for agent in MAPPED}
+            setting = replace(run, name="/".join(run.name.split("/")[-4:]))  # HORIZON/START/AGENT/seedK
+            found.setdefault(rate_of(run), []).append(setting)
+    most = max(map(len, found.values()))
+    at = {f"{x:g}": found[x] for x in sorted(found) if len(found[x]) == most}
+    areas = {agent: {x: pooled_area(runs, agent) for x, runs in at.items()} for agent in MAPPED}
     best = {agent: max(areas[agent], key=lambda x: areas[agent][x].estimate) for agent in MAPPED}
-    at = {f"{x:g}": found[x] for x in rates}
-    at[AT_BEST] = [run for x, runs in at.items() for run in runs if x == best[run.label]]
-    first, *others = MAPPED
-    gains = {agent: {x: pooled_gain(runs, agent, first)[0] for x, runs in at.items()} for agent in others}
-    save_figure(draw_rates(areas, gains), images / OF_RATES)
-    at_best = {"Precision CartPole, each at its best rate": cells(at[AT_BEST], "sppo", first)}
-    save_figure(draw_map(at_best, "sppo", first), images / f"{OF_RATES}-best")
-    n = pooled_gain(at[AT_BEST], "sppo", first)[1]
+    chosen = [run for x, runs in at.items() for run in runs if x == best[run.label]]
+    if len({*best.values()}) > 1:  # otherwise it is one of the rates
+        at[AT_BEST] = chosen
+    gains = {(agent, other): [pooled_gain(runs, agent, other)[0] for runs in at.values()] for agent, other in PAIRS}
+    over_ppo = {agent: dict(zip(at, gains[agent, "ppo"], strict=True)) for agent in MAPPED[1:]}
+    save_figure(draw_rates(areas, over_ppo), images / OF_RATES)
+    at_best = {"Precision CartPole, each at its best rate": cells(chosen, "sppo", "ppo")}
+    save_figure(draw_map(at_best, "sppo", "ppo"), images / f"{OF_RATES}-best")
+    n = pooled_gain(chosen, "sppo", "ppo")[1]
     lines = [f"Precision CartPole, mean area over the map by learning rate, [95% t interval], n = {n}; * best"]
-    lines.append(_columns("", areas[first]))
+    lines.append(_columns("", areas["ppo"]))
     for agent in MAPPED:
         starred = {x: f"{rate(a.estimate)} {bounds(a)}{'*' * (x == best[agent])}" for x, a in areas[agent].items()}
         lines.append(_columns(agent, starred.values()))
     lines.append(f"area gained over the map, [95% t interval over paired seeds], n = {n}")
     lines.append(_columns("", at))
-    for agent, other in PAIRS:
-        gained = [pooled_gain(runs, agent, other)[0] for runs in at.values()]
+    for (agent, other), gained in gains.items():
         lines.append(_columns(f"{agent} - {other}", [f"{signed(g.estimate)} {bounds(g, signed)}" for g in gained]))
     return "\n".join(lines)
 

@@ -233,7 +233,7 @@ STUDIES = {
         runs=_cartpole_rates,
     ),
     "dials": Study(
-        question="PPO and SPPO as one thing varies: batch, spread of starts, critic, noise of reward, networks shared",
+        question="PPO and SPPO as one thing varies: batch, spread of starts, critic, noise, networks shared, lambda",
         runs=_dials,
     ),
     "text": Study(
