@@ -45,7 +45,7 @@ def test_runs_that_are_not_there_are_named() -> None:
 
 
 def test_all_names_are_packed_and_nothing_else_that_lies_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The base of CartPole's dials has six names, of which the first is a folder."""
+    """The base of CartPole's dials has seven names, of which the first is a folder."""
     first = "PrecisionCartPole-v0/episodes per update/64"
     for below in (first, "PrecisionCartPole-v0/an older dial/1"):
         write_run(tmp_path / below, "ppo", 0)
@@ -55,6 +55,7 @@ def test_all_names_are_packed_and_nothing_else_that_lies_there(monkeypatch: pyte
     dials = (
         "critic learning rate/0.001",
         "critic warm-up/0",
+        "gae lambda/1",
         "reward noise/0",
         "shared network/0",
         "start spread/0.05",
