@@ -82,10 +82,10 @@ def told_map_rates(file: Path, images: Path) -> str:
         at[AT_BEST] = chosen
     gains = {(agent, other): [pooled_gain(runs, agent, other)[0] for runs in at.values()] for agent, other in PAIRS}
     over_ppo = {agent: dict(zip(at, gains[agent, "ppo"], strict=True)) for agent in MAPPED[1:]}
-    save_figure(draw_rates(areas, over_ppo), images / OF_RATES)
+    n = pooled_gain(chosen, "sppo", "ppo")[1]
+    save_figure(draw_rates(areas, over_ppo, n), images / OF_RATES)
     at_best = {"Precision CartPole, each at its best rate": cells(chosen, "sppo", "ppo")}
     save_figure(draw_map(at_best, "sppo", "ppo"), images / f"{OF_RATES}-best")
-    n = pooled_gain(chosen, "sppo", "ppo")[1]
     lines = [f"Precision CartPole, mean area over the map by learning rate, [95% t interval], n = {n}; * best"]
     lines.append(_columns("", areas["ppo"]))
     for agent in MAPPED:
