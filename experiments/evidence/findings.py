@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,8 @@ from sppo.experiments.evidence.findings_figures import (
 )
 from sppo.experiments.evidence.gains import gain, told_gains
 from sppo.experiments.evidence.maps import MAPS, told_map_rates, told_maps
-from sppo.experiments.evidence.studies import LAMBDA, SEEDS, STUDIES, best_rates, rate_of
+from sppo.experiments.evidence.studies import SEEDS, STUDIES, best_rates, rate_of
+from sppo.experiments.evidence.study import LAMBDA
 from sppo.experiments.evidence.text_findings import THRESHOLD, THRESHOLDS, in_order, told_by_task, told_of_single_runs
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
@@ -57,26 +57,25 @@ def _tuned(runs: Path, images: Path) -> str:
     return "\n".join(lines) + f"\n\n{_by_task(found, images / 'tuned')}"
 
 
-def whole_tasks(runs: Sequence[Run]) -> list[Run]:
-    """Those on tasks where every agent has all of the figure's seeds: elsewhere some would be tuned, and others not."""
+def whole_tasks(runs: Sequence[Run], agents: Sequence[str] = AGENTS) -> list[Run]:
+    """Those on tasks where each of these has all of the figure's seeds: elsewhere some would be told, others not."""
     chosen: list[Run] = []
     for env_id in sorted({run.env_id for run in runs}):
         here = [run for run in runs if run.env_id == env_id]
-        if all({run.seed for run in here if run.label == agent} == {*SEEDS} for agent in AGENTS):
+        if all({run.seed for run in here if run.label == agent} == {*SEEDS} for agent in agents):
             chosen += here
     return chosen
 
 
 def _lambda(runs: Path, images: Path) -> str:
     """PPO with another lambda beside the figure's PPO and SPPO, on the tasks where all of its runs are there."""
+    agents = [f"ppo, lambda {LAMBDA:g}", "ppo", "sppo"]
     figure = runs.with_name(f"figure{ENDING}")
-    own = [run for run in (unpack(figure) if figure.exists() else ()) if run.label in ("ppo", "sppo")]
-    other = [replace(run, label=f"ppo, lambda {LAMBDA:g}") for run in unpack(runs)]
-    seeds = Counter(run.env_id for run in other)
-    both = [run for run in (*own, *other) if seeds[run.env_id] == len(SEEDS)]
-    if not both or not own:
+    own = [run for run in (unpack(figure) if figure.exists() else ()) if run.label in agents]
+    found = whole_tasks([*own, *(replace(run, label=agents[0]) for run in unpack(runs))], agents)
+    if not found:
         return ""
-    table = summarize(both, [other[0].label, "ppo", "sppo"])
+    table = summarize(found, agents)
     save_figure(draw_tasks(table, root=True), images / "lambda")
     return f"{format_table(table)}\n\n{told_gains(table)}"
 

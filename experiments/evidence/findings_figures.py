@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -168,9 +169,10 @@ def draw_dials(runs: Sequence[Run], agents: Sequence[str] = ("ppo", "sppo")) -> 
     shared = len(tasks) > 1 and any(len(of_dial) > 1 for of_dial in grid.values())
     panels = [(dial, task) for dial in grid for task in tasks if shared or task in grid[dial]]
     columns = len(tasks) if shared else min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.9 * columns, 2.2 * -(-len(panels) // columns) + 0.4), layout="constrained")
-        axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False)
+        figure = Figure(figsize=(2.9 * columns, 2.2 * rows + 0.4), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
         of_task: dict[str, list[Axes]] = {}
         for i, ax in enumerate(axes.flat):
             dial, task = panels[i] if i < len(panels) else ("", "")

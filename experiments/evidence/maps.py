@@ -13,6 +13,7 @@ from sppo.experiments.evidence.studies import HIGHER_SEEDS, MAPPED, SEEDS, rate_
 from sppo.experiments.packed import unpack
 from sppo.experiments.plots import save_figure
 from sppo.experiments.results import Run
+from sppo.experiments.stats import Interval
 from sppo.experiments.summary import bounds, rate, signed
 
 MAPS = {"chain-map": "SparseChain", "cartpole-map": "Precision CartPole", "text-map": "Chains of arithmetic, in tokens"}
@@ -80,21 +81,31 @@ def told_map_rates(file: Path, images: Path) -> str:
     chosen = [run for x, runs in at.items() for run in runs if x == best[run.label]]
     if len({*best.values()}) > 1:  # otherwise it is one of the rates
         at[AT_BEST] = chosen
-    gains = {(agent, other): [pooled_gain(runs, agent, other)[0] for runs in at.values()] for agent, other in PAIRS}
-    over_ppo = {agent: dict(zip(at, gains[agent, "ppo"], strict=True)) for agent in MAPPED[1:]}
-    n = pooled_gain(chosen, "sppo", "ppo")[1]
-    save_figure(draw_rates(areas, over_ppo, n), images / OF_RATES)
+    pooled = {pair: {told: pooled_gain(runs, *pair) for told, runs in at.items()} for pair in PAIRS}
+    gains = {pair: {told: gained for told, (gained, _) in of_pair.items()} for pair, of_pair in pooled.items()}
+    n = min(seeds for of_pair in pooled.values() for _, seeds in of_pair.values())
+    save_figure(draw_rates(areas, {agent: gains[agent, "ppo"] for agent in MAPPED[1:]}, n), images / OF_RATES)
     at_best = {"Precision CartPole, each at its best rate": cells(chosen, "sppo", "ppo")}
     save_figure(draw_map(at_best, "sppo", "ppo"), images / f"{OF_RATES}-best")
+    return _rates_table(areas, best, gains, n)
+
+
+def _rates_table(
+    areas: dict[str, dict[str, Interval]],
+    best: dict[str, str],
+    gains: dict[tuple[str, str], dict[str, Interval]],
+    n: int,
+) -> str:
     lines = [f"Precision CartPole, mean area over the map by learning rate, [95% t interval], n = {n}; * best"]
     lines.append(_columns("", areas["ppo"]))
-    for agent in MAPPED:
-        starred = {x: f"{rate(a.estimate)} {bounds(a)}{'*' * (x == best[agent])}" for x, a in areas[agent].items()}
-        lines.append(_columns(agent, starred.values()))
+    for agent, by_rate in areas.items():
+        starred = [f"{rate(a.estimate)} {bounds(a)}{'*' * (x == best[agent])}" for x, a in by_rate.items()]
+        lines.append(_columns(agent, starred))
     lines.append(f"area gained over the map, [95% t interval over paired seeds], n = {n}")
-    lines.append(_columns("", at))
+    lines.append(_columns("", gains["sppo", "ppo"]))
     for (agent, other), gained in gains.items():
-        lines.append(_columns(f"{agent} - {other}", [f"{signed(g.estimate)} {bounds(g, signed)}" for g in gained]))
+        told = [f"{signed(g.estimate)} {bounds(g, signed)}" for g in gained.values()]
+        lines.append(_columns(f"{agent} - {other}", told))
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from sppo.experiments.compact import ENDING
 from sppo.experiments.config import RunConfig
 from sppo.experiments.evidence import text_studies
-from sppo.experiments.evidence.study import Dial, Named, Study, by_seed, of_lambda, of_setting, one_at_a_time
+from sppo.experiments.evidence.study import LAMBDA, Dial, Named, Study, by_seed, of_lambda, of_setting, one_at_a_time
 from sppo.experiments.packed import unpack
 from sppo.experiments.results import Run, area
 from sppo.experiments.scopes import AGENTS
@@ -29,8 +29,6 @@ SWEEP_SEEDS = range(5, 8)
 """Of the learning-rate sweep: other seeds and other start policies than those of the figure."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 COMMON_RATE = 3e-4
-LAMBDA = 0.95
-"""That stable-baselines3 and many others have; all other studies have 1."""
 HORIZONS = (10, 30, 100, 300, 1000)
 HOPPER = "sppo/Hopper-v0"
 CHAIN = "sppo/SparseChain-v0"

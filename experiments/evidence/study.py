@@ -14,6 +14,9 @@ from sppo.experiments.domains import domain, resolve
 from sppo.experiments.results import Run
 from sppo.experiments.tasks import short_name
 
+LAMBDA = 0.95
+"""PPO's, that stable-baselines3 and many others have; where a study does not vary it, it is 1."""
+
 Named = tuple[str, RunConfig]
 Dial = dict[float, dict[str, Any]]
 """By value, what it changes of a config; nothing at the base's own."""

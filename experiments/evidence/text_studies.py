@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sppo.experiments.config import RunConfig
-from sppo.experiments.evidence.study import Named, by_seed, of_lambda, of_setting, one_at_a_time
+from sppo.experiments.evidence.study import LAMBDA, Named, by_seed, of_lambda, of_setting, one_at_a_time
 from sppo.experiments.evidence.text_starts import OPERANDS, SUCCESSES, TERMS, chains_start, start_of
 from sppo.experiments.scopes import AGENTS
 from sppo.experiments.tasks import TEXT, short_name, task
@@ -64,7 +64,7 @@ def text_dials() -> Iterator[Named]:
         "spread of terms": {x: {"env_kwargs": {"terms": ends}} if ends else {} for x, ends in terms.items()},
     }
     yield from one_at_a_time(base, dials, TEXT_SEEDS)
-    yield from of_lambda(base, (0.95, 1), TEXT_SEEDS)
+    yield from of_lambda(base, (LAMBDA, 1), TEXT_SEEDS)
     for shared in (False, True):  # a third agent tells the loss of values from what they are of
         config = replace(base, agent="ppo-bce", settings={"shared_network": True} if shared else {})
         yield from by_seed(f"arithmetic/shared network/{shared:d}/ppo-bce", config, TEXT_SEEDS)
